@@ -1,0 +1,159 @@
+"""What a worker process keeps between messages: the frozen backbone, the data and its tokens.
+
+The caches live in this module and in ``fedllm_flwr.models.backbone``, which worker processes import; a cache in
+``__main__`` would be shipped by value with every message and lost.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Context, Message
+from transformers import PreTrainedTokenizerBase
+
+from fedllm_flwr import records
+from fedllm_flwr.config import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE, RunConfig, run_config
+from fedllm_flwr.errors import WireError
+from fedllm_flwr.models import backbone as backbones
+from fedllm_flwr.models.adapters import LayerShape, layer_shapes
+from fedllm_flwr.models.backbone import Backbone
+from fedllm_flwr.tasks.base import SPLITS, Task, TaskOptions
+from fedllm_flwr.tasks.catalog import load_task
+from fedllm_flwr.tasks.encode import Encoded, Encoder, build_encoder
+from fedllm_flwr.tasks.partitions import ClientRows, partition
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One configuration on one node.
+
+    Attributes:
+        config: The run, as the server sent it.
+        backbone: The frozen model, shared by every client of this process.
+        task: The data set.
+        clients: Every client's rows, by partition id.
+        shapes: The layers that adapters attach to.
+    """
+
+    config: RunConfig
+    backbone: Backbone
+    task: Task
+    clients: tuple[ClientRows, ...]
+    shapes: tuple[LayerShape, ...]
+
+    def rows(self, partition_id: int) -> ClientRows:
+        """One client's rows; ``records.POOLED`` stands for all of them."""
+        if partition_id != records.POOLED:
+            return self.clients[partition_id]
+        together = {
+            split: tuple(r for c in self.clients for r in getattr(c, split)) for split in SPLITS
+        }
+        return ClientRows(records.POOLED, "all clients", **together)
+
+    def encoder(self, template: str = "") -> Encoder:
+        """Rows to tokens under a template; by default the configured one."""
+        task = self.config.task
+        options = task.options(self.config.runtime.data_path)
+        return _encoder(
+            options,
+            self.config.seed,
+            self.backbone.tokenizer,
+            template or task.template,
+            task.loss,
+            task.max_tokens,
+        )
+
+    def encoded(self, partition_id: int, split: str, template: str = "") -> Sequence[Encoded]:
+        """One client's rows of one split as tokens."""
+        return self.encoder(template).encode(getattr(self.rows(partition_id), split))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A message, read."""
+
+    work: Workspace
+    body: dict[str, Any]
+    parts: dict[str, np.ndarray]
+
+    @property
+    def partition_ids(self) -> list[int]:
+        """The clients that the message is for."""
+        return [int(p) for p in self.body["partition-ids"]]
+
+
+def read(message: Message, context: Context) -> Asked:
+    """Read a message and open the workspace that it needs.
+
+    Args:
+        message: A training or evaluation message.
+        context: The node's context; its node config may set ``device``, ``data-path`` and ``model-path``.
+
+    Raises:
+        WireError: Versions or fingerprints differ, or the message asks for clients that this node does not host.
+        ConfigError: The configuration is not valid here (say, the node has no such device or data).
+    """
+    body, parts = records.read(message, records.INSTRUCTION)
+    facts = context.node_config
+    tree = body["config"]
+    tree["runtime"]["device"] = str(facts.get("device", tree["runtime"]["device"]))
+    tree["runtime"]["data_path"] = str(
+        facts.get("data-path", os.environ.get(DATA_PATH_VARIABLE, ""))
+    )
+    tree["runtime"]["model_path"] = str(
+        facts.get("model-path", os.environ.get(MODEL_PATH_VARIABLE, ""))
+    )
+    work = open_workspace(json.dumps(tree, sort_keys=True))
+    if work.config.fingerprint() != body["fingerprint"]:
+        raise WireError(
+            f"fingerprint: this node reads the configuration as {work.config.fingerprint()}, the server as "
+            f"{body['fingerprint']}; install the same version of fedllm-flwr on both"
+        )
+    place, total = int(facts["partition-id"]), int(facts["num-partitions"])
+    for partition_id in body["partition-ids"]:
+        if partition_id != records.POOLED and partition_id % total != place:
+            raise WireError(
+                f"node with partition-id {place} of {total}: asked for client {partition_id}, which it does not host"
+            )
+    return Asked(work, body, parts)
+
+
+@lru_cache(maxsize=4)
+def open_workspace(config_json: str) -> Workspace:
+    """Load model, data and partition of a configuration, once per process."""
+    config = run_config(json.loads(config_json))
+    runtime = config.runtime
+    torch.set_num_threads(runtime.threads)
+    ref = config.model.ref(runtime.model_path)
+    task = load_task(config.task.options(runtime.data_path), config.seed)
+    backbone = backbones.load(
+        ref,
+        dtype=runtime.dtype,
+        device=runtime.device,
+        threads=runtime.threads,
+        max_tokens=config.task.max_tokens,
+    )
+    clients = partition(task, config.partition, config.seed)
+    return Workspace(
+        config, backbone, task, clients, layer_shapes(ref, config.method.target_modules)
+    )
+
+
+@lru_cache(maxsize=16)
+def _encoder(
+    options: TaskOptions,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    loss: str,
+    max_tokens: int,
+) -> Encoder:
+    """Kept apart from the workspace, so that runs that differ in a learning rate share their tokens."""
+    return build_encoder(
+        load_task(options, seed), tokenizer, template=template, loss=loss, max_tokens=max_tokens
+    )

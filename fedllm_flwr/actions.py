@@ -1,0 +1,120 @@
+"""What ``fedllm action=…`` does: run an experiment, go on with one, evaluate what it left, or report on it."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedllm_flwr.compose import Composed
+from fedllm_flwr.config import RunConfig
+from fedllm_flwr.core import default_out_dir, open_existing, preflight, resumed_config
+from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.launch import SuperLink, launch, simulation_superlink
+from fedllm_flwr.runs.compare import compare
+from fedllm_flwr.runs.directory import RunDirectory
+from fedllm_flwr.runs.report import write_report
+from fedllm_flwr.runs.tables import render_result_table
+from fedllm_flwr.runs.tensorboard import write_tensorboard
+
+
+def act(composed: Composed, overrides: Sequence[str]) -> int:
+    """Do what the command line asks.
+
+    Raises:
+        ConfigError: The action is unknown or lacks its run directory.
+        FedLLMError: Whatever the action raises.
+    """
+    if composed.action not in ACTIONS:
+        raise ConfigError(f"action: expected one of {', '.join(ACTIONS)}, got {composed.action!r}")
+    return ACTIONS[composed.action](composed, overrides)
+
+
+def run_experiment(
+    config: RunConfig, overrides: Sequence[str], out_dir: str, superlink: SuperLink | None = None
+) -> dict[str, Any]:
+    """Check a run, carry it, and leave its command in the run directory."""
+    config = replace(config, out_dir=out_dir)
+    preflight(config)
+    open_existing(config, Path(out_dir))
+    return launch(config, overrides, superlink)
+
+
+def _run(composed: Composed, overrides: Sequence[str]) -> int:
+    config = composed.config
+    out_dir = config.out_dir or default_out_dir(config)
+    kept = [o for o in overrides if not o.startswith(("action=", "run="))]
+    run_experiment(config, kept, out_dir)
+    _show(Path(out_dir))
+    return 0
+
+
+def _resume(composed: Composed, overrides: Sequence[str]) -> int:
+    """Go on with a run directory under the settings that it was started with; only ``runtime`` may be changed."""
+    directory = RunDirectory.open(_needed(composed))
+    config = resumed_config(
+        directory, composed.config.runtime if _names_runtime(overrides) else None
+    )
+    kept = [o for o in overrides if o.startswith("runtime")]
+    run_experiment(
+        config, ["action=resume", f"run={directory.path.resolve()}", *kept], str(directory.path)
+    )
+    _show(directory.path)
+    return 0
+
+
+def _names_runtime(overrides: Sequence[str]) -> bool:
+    return any(o.startswith("runtime") for o in overrides)
+
+
+def _report(composed: Composed, overrides: Sequence[str]) -> int:
+    directory = RunDirectory.open(_needed(composed))
+    write_tensorboard(directory)
+    render_result_table(directory)
+    print(write_report(directory))
+    return 0
+
+
+def _evaluate(composed: Composed, overrides: Sequence[str]) -> int:
+    """Evaluate a run's final adapter on the task's whole test split, in this process; JSON on standard output."""
+    from fedllm_flwr.evaluation import evaluate_run
+
+    print(json.dumps(evaluate_run(RunDirectory.open(_needed(composed)), composed.config.runtime)))
+    return 0
+
+
+ACTIONS: dict[str, Callable[[Composed, Sequence[str]], int]] = {
+    "run": _run,
+    "resume": _resume,
+    "evaluate": _evaluate,
+    "report": _report,
+}
+
+
+@contextlib.contextmanager
+def sweep_superlink(configs: Sequence[RunConfig]) -> Iterator[SuperLink | None]:
+    """One SuperLink for all simulations of a sweep; None when there is no simulation."""
+    simulated = [c for c in configs if c.runtime.name == "simulation"]
+    if not simulated:
+        yield None
+        return
+    with simulation_superlink(simulated[0]) as superlink:
+        yield superlink
+
+
+def compare_sweep(paths: Sequence[Path], folder: Path) -> None:
+    """Write and print the comparison of a sweep's runs."""
+    print(compare(paths, folder), file=sys.stderr)
+
+
+def _needed(composed: Composed) -> str:
+    if not composed.run:
+        raise ConfigError(f"action={composed.action}: needs run=<run directory>, got none")
+    return composed.run
+
+
+def _show(out_dir: Path) -> None:
+    render_result_table(RunDirectory.open(out_dir))
+    print(f"report: {out_dir / 'report.html'}", file=sys.stderr)

@@ -1,0 +1,142 @@
+"""``fedllm``: Hydra's command line over runs, sweeps and everything that can be done with a run directory."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+from fedllm_flwr.errors import FedLLMError, RunStoppedError
+
+INTERRUPTED = 130
+DONE, WRONG_INPUT, GAVE_UP = 0, 2, 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Without the program's name; by default the process's own.
+
+    Returns:
+        0 done; 2 the input or the configuration is wrong, and nothing was written; 3 the run gave up and can be
+        resumed; 4 a verification failed or is inconclusive.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _main(given)
+    except FedLLMError as error:
+        print(f"fedllm: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "fedllm: interrupted; the same command with the same out_dir goes on", file=sys.stderr
+        )
+        return INTERRUPTED
+
+
+def _main(given: list[str]) -> int:
+    overrides = [a for a in given if not a.startswith("-")]
+    flags = [a for a in given if a.startswith("-")]
+    if any(
+        flag in ("-h", "--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version")
+        for flag in flags
+    ):
+        return _through_hydra(given)
+    if "-m" in flags or "--multirun" in flags:
+        return _sweep(given, overrides)
+    from fedllm_flwr.actions import act
+    from fedllm_flwr.compose import compose_run
+
+    composed = compose_run(overrides)
+    return act(composed, overrides)
+
+
+def _sweep(given: list[str], overrides: list[str]) -> int:
+    """Check every job of the sweep first, then let Hydra run them, then compare."""
+    from fedllm_flwr.actions import compare_sweep, sweep_superlink
+    from fedllm_flwr.compose import compose_run
+    from fedllm_flwr.core import preflight
+
+    configs = [compose_run(job).config for job in expand(overrides)]
+    for config in configs:
+        preflight(config)
+    if not any(o.startswith("hydra.sweep.dir=") for o in overrides):
+        given = [
+            *given,
+            f"hydra.sweep.dir={Path('outputs') / 'sweeps' / time.strftime('%Y-%m-%d_%H-%M-%S')}",
+        ]
+    _JOBS.clear()
+    with sweep_superlink(configs) as superlink:
+        _SUPERLINK[:] = [superlink]
+        _through_hydra(given)
+    compare_sweep([path for path, _ in _JOBS], _JOBS[0][0].parent)
+    stopped = [f"{path}: {error}" for path, error in _JOBS if error]
+    if stopped:
+        raise RunStoppedError(
+            f"{len(stopped)} of {len(_JOBS)} runs of the sweep stopped: {'; '.join(stopped)}"
+        )
+    return DONE
+
+
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """The jobs that Hydra's basic sweeper makes of ``a=1,2 b=x``; other sweepers choose theirs as they go.
+
+    Returns:
+        One list of overrides per job.
+    """
+    jobs: list[list[str]] = [[]]
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_hydra_override():
+            continue
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            choices = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            choices = [str(override.input_line)]
+        jobs = [[*job, choice] for job in jobs for choice in choices]
+    return jobs
+
+
+_JOBS: list[tuple[Path, str]] = []
+_SUPERLINK: list[Any] = [None]
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+def _job(node: DictConfig) -> float | None:
+    """One job of a sweep; its objective is the accuracy, or minus the loss."""
+    from fedllm_flwr.actions import run_experiment
+    from fedllm_flwr.compose import from_node
+
+    settings = HydraConfig.get()
+    overrides = [o for o in settings.overrides.task if not o.startswith("out_dir=")]
+    out_dir = Path(settings.sweep.dir) / settings.sweep.subdir
+    config = from_node(node).config
+    try:
+        summary = run_experiment(config, overrides, str(out_dir), _SUPERLINK[0])
+    except FedLLMError as error:
+        print(f"fedllm: {error}", file=sys.stderr)
+        _JOBS.append((out_dir, str(error)))
+        return None
+    _JOBS.append((out_dir, ""))
+    return summary.get("accuracy", -summary["loss"])
+
+
+def _through_hydra(given: list[str]) -> int:
+    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
+    kept, sys.argv = sys.argv, [sys.argv[0], *given]
+    try:
+        _job()
+    finally:
+        sys.argv = kept
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

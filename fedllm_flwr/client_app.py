@@ -1,0 +1,32 @@
+"""The ClientApp: the door through which messages reach a node, in simulation and in deployment alike."""
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+import clients
+from fedllm_flwr import records
+
+app = ClientApp()
+
+
+def _method(message: Message) -> str:
+    return str(records.read_body(message)["config"]["method"]["name"])
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the clients that the message names."""
+    return clients.TRAIN[_method(message)](message, context)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate on the held-out rows of the clients that the message names."""
+    return clients.EVALUATE[_method(message)](message, context)
+
+
+@app.query("describe")
+def describe(message: Message, context: Context) -> Message:
+    """Say which place this node takes among the nodes that host clients."""
+    place = {name: int(context.node_config[name]) for name in ("partition-id", "num-partitions")}
+    return Message(records.answer(place, {}, "float32", 0), reply_to=message)

@@ -1,0 +1,137 @@
+"""What stands beside the federated result: trivial predictors, zero-shot, local-only, centralised, and tuned rates."""
+
+import dataclasses
+
+from fedllm_flwr.config import RunConfig
+from fedllm_flwr.journal import Journal
+from fedllm_flwr.tasks.bag_of_words import majority, naive_bayes
+from fedllm_flwr.tasks.base import Task
+from fedllm_flwr.tasks.catalog import TASKS, load_task
+from fedllm_flwr.tasks.metrics import worst
+from fedllm_flwr.tasks.partitions import partition
+from strategies import Hosting, build_strategy
+from strategies.baselines import (
+    Recorder,
+    centralised,
+    figures,
+    local_only,
+    score,
+    unfederated,
+    zero_shot,
+)
+
+
+def task_kind(config: RunConfig) -> str:
+    """``classification`` or ``instruction``; a user's own file decides it by its columns, a deployment by its loss."""
+    kind = TASKS[config.task.name].kind
+    if kind is None:
+        by_loss = "classification" if config.task.loss == "labels" else "instruction"
+        return by_loss if config.runtime.name == "deployment" else _task(config).kind
+    return kind
+
+
+def predictor_baselines(config: RunConfig, journal: Journal) -> None:
+    """Majority class and bag of words, fitted on the rows that the clients train on.
+
+    Nothing is added for tasks without labels, in a deployment (the rows are on the nodes), or on resume.
+    """
+    wanted = config.baselines.predictors and config.runtime.name != "deployment"
+    if not wanted or task_kind(config) != "classification" or _has(journal, "baseline", "majority"):
+        return
+    task = _task(config)
+    clients = partition(task, config.partition, config.seed)
+    train, validation = (
+        [r for c in clients for r in getattr(c, split)] for split in ("train", "validation")
+    )
+    tests = [client.test for client in clients]
+    for name, result in (
+        ("majority", majority(train, tests)),
+        ("bag_of_words", naive_bayes(train, validation, tests)),
+    ):
+        found = {
+            "accuracy": result.overall.accuracy,
+            "worst_client_accuracy": worst(result.clients),
+        }
+        journal.run.append({"kind": "baseline", "name": name, **found, "detail": result.detail})
+
+
+def add_baselines(
+    config: RunConfig, hosting: Hosting, journal: Journal, kind: str, names: tuple[str, ...]
+) -> None:
+    """Measure those of the named baselines that the configuration asks for and the run does not have yet."""
+    for name in names:
+        if not getattr(config.baselines, name) or _has(journal, "baseline", name):
+            continue
+        journal.note(f"baseline: {name}")
+        recorder = Recorder(journal.note)
+        if name == "zero_shot":
+            found = zero_shot(config, hosting, recorder, kind, _templates(config))
+        else:
+            rate = best_learning_rate(config, hosting, journal, name, kind)
+            train = local_only if name == "local_only" else centralised
+            train(unfederated(config, rate, config.num_rounds), hosting, recorder, kind, ("test",))
+            found = {**figures(recorder.evaluations, "test", kind), "learning_rate": rate}
+        journal.run.append({"kind": "baseline", "name": name, **found})
+
+
+def best_learning_rate(
+    config: RunConfig, hosting: Hosting, journal: Journal, name: str, kind: str
+) -> float:
+    """Try each of ``baselines.learning_rates`` for a few rounds and keep the best on validation rows.
+
+    Every trial is kept in the run's records, so a resumed run does not repeat it.
+
+    Returns:
+        The best rate; the configured one when there is nothing to try.
+    """
+    rates = config.baselines.learning_rates
+    if not rates:
+        return config.optimizer.learning_rate
+    tried = {
+        t["learning_rate"]: t["score"] for t in journal.run.records("tuning") if t["name"] == name
+    }
+    for rate in rates:
+        if rate not in tried:
+            tried[rate] = _trial(config, hosting, journal, name, kind, rate)
+            journal.run.append(
+                {"kind": "tuning", "name": name, "learning_rate": rate, "score": tried[rate]}
+            )
+            journal.note(
+                f"{name}: learning rate {rate:g} scores {tried[rate]:.3f} on validation rows"
+            )
+    return max(rates, key=lambda rate: tried[rate])
+
+
+def _trial(
+    config: RunConfig, hosting: Hosting, journal: Journal, name: str, kind: str, rate: float
+) -> float:
+    rounds = config.baselines.tuning_rounds
+    recorder = Recorder(journal.note)
+    short = unfederated(config, rate, rounds)
+    if name == "local_only":
+        local_only(short, hosting, recorder, kind, ("validation",))
+    elif name == "centralised":
+        centralised(short, hosting, recorder, kind, ("validation",))
+    else:
+        federated = dataclasses.replace(
+            config, optimizer=short.optimizer, num_rounds=rounds, evaluate_every=rounds
+        )
+        strategy = build_strategy(federated, hosting, recorder, task_kind=kind)
+        strategy.evaluated_splits = ("validation",)
+        strategy.start(hosting.grid)
+    return score(figures(recorder.evaluations, "validation", kind))
+
+
+def _task(config: RunConfig) -> Task:
+    return load_task(config.task.options(config.runtime.data_path), config.seed)
+
+
+def _templates(config: RunConfig) -> list[str]:
+    """The prompts that zero-shot may choose from; in a deployment the data is elsewhere, so the configured one."""
+    if config.runtime.name == "deployment":
+        return [config.task.template]
+    return [template.name for template in _task(config).templates]
+
+
+def _has(journal: Journal, kind: str, name: str) -> bool:
+    return any(record.get("name") == name for record in journal.run.records(kind))

@@ -1,0 +1,255 @@
+"""The core behind every door: ``run(grid, config, out_dir)`` runs or resumes an experiment into a run directory."""
+
+import dataclasses
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from fedllm_flwr import records
+from fedllm_flwr.comparison import add_baselines, best_learning_rate, predictor_baselines, task_kind
+from fedllm_flwr.config import RunConfig, RuntimeConfig, run_config
+from fedllm_flwr.errors import ConfigError, FedLLMError, RunStoppedError
+from fedllm_flwr.journal import Journal
+from fedllm_flwr.models.adapters import layer_shapes
+from fedllm_flwr.models.export import export_peft
+from fedllm_flwr.models.kernels import choose
+from fedllm_flwr.runs import checkpoints
+from fedllm_flwr.runs.directory import RunDirectory
+from fedllm_flwr.runs.environment import environment
+from fedllm_flwr.runs.progress import Progress
+from fedllm_flwr.runs.report import write_report
+from fedllm_flwr.runs.tensorboard import write_tensorboard
+from fedllm_flwr.tasks.catalog import load_task
+from fedllm_flwr.tasks.partitions import partition
+from strategies import FedLora, Hosting, RoundStrategy, build_strategy
+from strategies.rounds import Checkpointed
+
+
+def default_out_dir(config: RunConfig) -> str:
+    """``outputs/<experiment>/<time>`` below the working directory."""
+    return str(Path("outputs") / config.experiment / time.strftime("%Y-%m-%d_%H-%M-%S"))
+
+
+def preflight(config: RunConfig) -> None:
+    """Find what is wrong with a run before a model loads, a process starts or a file is written.
+
+    Checks the device, the ranks against the layers, the data, and the partition. A deployment's data is on its
+    nodes, so there only the model is checked.
+
+    Raises:
+        ConfigError: One line that says what was expected and what was given.
+    """
+    choose(
+        dtype=config.runtime.dtype, device=config.runtime.device, max_tokens=config.task.max_tokens
+    )
+    shapes = layer_shapes(config.model.ref(config.runtime.model_path), config.method.target_modules)
+    for shape in shapes:
+        width = min(shape.in_features, shape.out_features)
+        for rank in (config.method.rank, *config.method.client_ranks):
+            if rank > width:
+                raise ConfigError(
+                    f"method.rank: expected at most {width}, the width of layer {shape.name}, got {rank}"
+                )
+    if config.runtime.name != "deployment":
+        task = load_task(config.task.options(config.runtime.data_path), config.seed)
+        partition(task, config.partition, config.seed)
+
+
+def run(grid: Grid, config: RunConfig, out_dir: str | Path) -> dict[str, Any]:
+    """Run an experiment, or go on with it if the run directory holds a part of it.
+
+    Args:
+        grid: Flower's transport, with or without nodes yet.
+        config: The run.
+        out_dir: The run directory; created if absent.
+
+    Returns:
+        The summary.
+
+    Raises:
+        ConfigError: The folder holds a run of another configuration.
+        RunStoppedError: The run gave up; the same call goes on from its last checkpoint.
+    """
+    quiet_flower(config.runtime.verbose)
+    directory = open_or_create(config, Path(out_dir))
+    with Progress() as progress:
+        journal = Journal(directory, config, progress)
+        hosting = Hosting(grid, config.runtime.node_wait_seconds, journal.note, journal.count)
+        saved = checkpoints.latest(directory.checkpoints, journal.note)
+        journal.resume(saved.server_round if saved else -1)
+        try:
+            hosting.refresh()
+            summary = _run(config, hosting, journal, saved)
+        except Exception as error:
+            journal.note(f"stopped: {error if isinstance(error, FedLLMError) else repr(error)}")
+            raise
+        finally:
+            write_tensorboard(directory)
+            write_report(directory)
+        progress.finished(summary)
+    return summary
+
+
+def _run(
+    config: RunConfig, hosting: Hosting, journal: Journal, saved: checkpoints.Checkpoint | None
+) -> dict[str, Any]:
+    """Everything between the nodes being there and the report."""
+    kind = task_kind(config)
+    predictor_baselines(config, journal)
+    rate = best_learning_rate(config, hosting, journal, "federated", kind)
+    tuned = dataclasses.replace(
+        config, optimizer=dataclasses.replace(config.optimizer, learning_rate=rate)
+    )
+    strategy = build_strategy(tuned, hosting, journal, task_kind=kind)
+    resume_from = Checkpointed(saved.server_round, saved.arrays, saved.state) if saved else None
+    add_baselines(config, hosting, journal, kind, ("zero_shot",))
+    strategy.start(hosting.grid, resume_from=resume_from)
+    add_baselines(config, hosting, journal, kind, ("local_only", "centralised"))
+    selected = _select(config, strategy, journal)
+    _export(config, strategy, journal.run.path / "adapter")
+    summary = summarise(config, strategy, journal.run, selected, saved.server_round if saved else 0)
+    summary["learning_rate"] = rate
+    journal.run.write_summary(summary)
+    return summary
+
+
+def resumed_config(directory: RunDirectory, runtime: RuntimeConfig | None) -> RunConfig:
+    """The configuration that a run was started with, under another runtime if one is given.
+
+    Raises:
+        ConfigError: The manifest's configuration does not fit this version of the package.
+    """
+    config = run_config(directory.manifest["config"])
+    return dataclasses.replace(
+        config, runtime=runtime or config.runtime, out_dir=str(directory.path)
+    )
+
+
+def whole_json(config: RunConfig) -> str:
+    """The configuration with its node-local fields, for use within this process only."""
+    tree = dataclasses.asdict(config)
+    tree["task"].pop("data_path")
+    return json.dumps(tree, sort_keys=True)
+
+
+def open_existing(config: RunConfig, out_dir: Path) -> RunDirectory | None:
+    """The run directory to go on with, or None if there is none.
+
+    Raises:
+        ConfigError: It holds a run of another configuration.
+    """
+    if not (out_dir / "manifest.json").exists():
+        return None
+    directory = RunDirectory.open(out_dir)
+    found = directory.manifest.get("fingerprint")
+    if found != config.fingerprint():
+        raise ConfigError(
+            f"{out_dir}: holds a run with fingerprint {found}, this configuration has {config.fingerprint()}; "
+            "name another out_dir"
+        )
+    return directory
+
+
+def open_or_create(config: RunConfig, out_dir: Path) -> RunDirectory:
+    """The run directory, new or to be gone on with.
+
+    Raises:
+        ConfigError: It holds a run of another configuration.
+    """
+    directory = open_existing(config, out_dir)
+    if directory is None:
+        tree = json.loads(config.to_json())
+        manifest = {
+            "experiment": config.experiment,
+            "fingerprint": config.fingerprint(),
+            "seed": config.seed,
+            "config": tree,
+            "environment": environment(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        return RunDirectory.create(out_dir, manifest)
+    return directory
+
+
+def _select(config: RunConfig, strategy: RoundStrategy, journal: Journal) -> int:
+    """Put the chosen round's model in place: the last, or the best on validation rows."""
+    if config.selection == "last" or journal.best is None:
+        return config.num_rounds
+    best = checkpoints.latest(journal.run.path / "best", journal.note)
+    if best is None or best.server_round != journal.best[1]:
+        raise RunStoppedError(
+            f"round {journal.best[1]} was best on validation rows, but its copy in best/ is damaged"
+        )
+    strategy.restore(Checkpointed(best.server_round, best.arrays, best.state))
+    return best.server_round
+
+
+def _export(config: RunConfig, strategy: RoundStrategy, folder: Path) -> None:
+    """Write the global adapter in PEFT's format."""
+    if isinstance(strategy, FedLora):
+        ref = config.model.ref(config.runtime.model_path)
+        export_peft(
+            folder, ref, strategy.spec, strategy.model.factors, strategy.model.delta or None
+        )
+
+
+def summarise(
+    config: RunConfig, strategy: RoundStrategy, directory: RunDirectory, selected: int, resumed: int
+) -> dict[str, Any]:
+    """The final figures as one flat object; a metric that does not apply is absent."""
+    rounds = {record["round"]: record for record in directory.records("round")}
+    chosen = rounds[selected]
+    summary: dict[str, Any] = {
+        "experiment": config.experiment,
+        "method": config.method.name,
+        "strategy": config.strategy.name,
+        "seed": config.seed,
+        "num_clients": config.partition.num_clients,
+        "num_rounds": config.num_rounds,
+        "selected_round": selected,
+        "fingerprint": config.fingerprint(),
+        "resumed_rounds": resumed,
+        "dropped_replies": len([f for f in directory.records("failure") if f["round"] > 0]),
+        "seconds": sum(record["seconds"] for record in rounds.values()),
+        "adapter_sha256": records.arrays_sha256(
+            {
+                k: v
+                for k, v in strategy.checkpoint(selected).arrays.items()
+                if k in ("adapter", "delta")
+            }
+        ),
+    }
+    for name in (
+        "accuracy",
+        "loss",
+        "worst_client_accuracy",
+        "bits_per_character",
+        "validation_accuracy",
+    ):
+        if name in chosen:
+            summary[name] = chosen[name]
+    for direction in ("uplink", "downlink"):
+        for kind, prefix in (("train", ""), ("evaluate", "evaluate_")):
+            summary[f"{prefix}{direction}_bytes"] = sum(
+                r["bytes"]
+                for r in directory.records("bytes")
+                if r["direction"] == direction and r["message"] == kind
+            )
+    short = {"local_only": "local", "centralised": "central"}
+    for baseline in directory.records("baseline"):
+        prefix = short.get(baseline["name"], baseline["name"])
+        for name in ("accuracy", "loss", "bits_per_character"):
+            if name in baseline:
+                summary[f"{prefix}_{name}"] = baseline[name]
+    return summary
+
+
+def quiet_flower(verbose: bool) -> None:
+    """Silence Flower's own log lines unless they are asked for; its import sets DEBUG and a handler."""
+    logger = logging.getLogger("flwr")
+    if not verbose:
+        logger.setLevel(logging.WARNING)

@@ -1,0 +1,53 @@
+"""Evaluate what a run left: its exported adapter, on the task's whole test split, without Flower."""
+
+import dataclasses
+from typing import Any
+
+from clients.workspace import open_workspace
+from fedllm_flwr.averaging import product_of
+from fedllm_flwr.config import RuntimeConfig
+from fedllm_flwr.core import resumed_config, whole_json
+from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.models.export import import_peft
+from fedllm_flwr.runs.directory import RunDirectory
+from fedllm_flwr.training.evaluate import evaluate
+from strategies.rounds import Tally
+
+
+def evaluate_run(directory: RunDirectory, runtime: RuntimeConfig | None) -> dict[str, Any]:
+    """Load ``adapter/`` as PEFT wrote it and evaluate it on every test row.
+
+    Args:
+        directory: A finished run.
+        runtime: Where to compute; None = as the run did.
+
+    Returns:
+        ``run``, ``accuracy`` or ``bits_per_character``, ``loss``, and ``test_rows``.
+
+    Raises:
+        ConfigError: The run has left no adapter.
+    """
+    folder = directory.path / "adapter"
+    if not (folder / "adapter_config.json").exists():
+        raise ConfigError(
+            f"{directory.path}: expected a finished run with adapter/, found none; resume it first"
+        )
+    config = resumed_config(directory, runtime)
+    work = open_workspace(whole_json(config))
+    _, factors = import_peft(folder)
+    encoder = work.encoder()
+    sums = evaluate(
+        work.backbone,
+        encoder.encode(work.task.splits["test"]),
+        head_token_ids=encoder.head_token_ids,
+        label_token_ids=encoder.label_token_ids,
+        delta={
+            name: product_of(layer) for name, layer in factors.items()
+        },  # ranks may differ between layers
+    )
+    tally = Tally(**dataclasses.asdict(sums))
+    return {
+        "run": str(directory.path),
+        **tally.figures(work.task.kind),
+        "test_rows": len(work.task.splits["test"]),
+    }

@@ -1,0 +1,290 @@
+"""Who carries a run: an in-process grid, Flower's simulation on Ray, or a real SuperLink.
+
+``flwr run`` always submits to a SuperLink. For simulations this module starts one of its own: on a free port, with a
+Flower home of its own, from a neutral folder (simulated clients import from the folder where the SuperLink started
+before they import from the FAB), with run-time installation of dependencies off, and it stops what it started.
+``flwr run`` exits 0 for failed runs, so the verdict comes from ``flwr ls``.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedllm_flwr.config import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE, RunConfig
+from fedllm_flwr.core import run
+from fedllm_flwr.errors import ConfigError, RunStoppedError
+from fedllm_flwr.follow import Follower
+from fedllm_flwr.runs.directory import RunDirectory
+
+PROJECT = Path(__file__).resolve().parents[1]
+START_SECONDS = 60.0
+POLL_SECONDS = 0.5
+CONNECTION = "fedllm"
+
+
+@dataclass
+class SuperLink:
+    """A simulation SuperLink that this process started."""
+
+    home: Path
+    log: Path
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes]
+
+
+def launch(
+    config: RunConfig, overrides: Sequence[str], superlink: SuperLink | None = None
+) -> dict[str, Any]:
+    """Carry one run to its end.
+
+    Args:
+        config: The run, checked; ``out_dir`` is set.
+        overrides: What composed it, for the apps to compose again from the FAB.
+        superlink: One to reuse (a sweep starts a single one); otherwise a simulation starts its own.
+
+    Returns:
+        The run's summary.
+
+    Raises:
+        RunStoppedError: The run gave up, or Flower reports that it failed; it can be resumed.
+        ConfigError: The configuration is wrong.
+    """
+    if config.runtime.name == "loopback":
+        return _loopback(config)
+    if config.runtime.name == "deployment":
+        home = Path(os.environ.get("FLWR_HOME", Path.home() / ".flwr"))
+        link = SuperLink(home, Path(os.devnull), dict(os.environ), None)  # type: ignore[arg-type]
+        return _flower(config, overrides, link, config.runtime.connection or "local")
+    if superlink is not None:
+        return _flower(config, overrides, superlink, CONNECTION)
+    with simulation_superlink(config) as own:
+        return _flower(config, overrides, own, CONNECTION)
+
+
+def _loopback(config: RunConfig) -> dict[str, Any]:
+    """Server and clients in this process."""
+    from fedllm_flwr.client_app import app
+    from fedllm_flwr.loopback import LoopbackGrid
+
+    facts = {"data-path": config.runtime.data_path, "model-path": config.runtime.model_path}
+    num_nodes = min(config.runtime.num_nodes, config.partition.num_clients)
+    return run(LoopbackGrid(app, num_nodes, facts), config, config.out_dir)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def simulation_superlink(config: RunConfig) -> Iterator[SuperLink]:
+    """Start a simulation SuperLink, and stop it and all of its children at the end.
+
+    Raises:
+        RunStoppedError: It did not start; the message holds the end of its log.
+    """
+    home = Path(tempfile.mkdtemp(prefix="fedllm-"))
+    neutral = home / "empty"
+    neutral.mkdir()
+    port = _free_port()
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    environment = simulation_environment(config, home)
+    command = [
+        _tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port),
+        "--disable-runtime-dependency-installation",
+    ]  # fmt: skip
+    log = home / "superlink.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=neutral,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        _wait_for_port(port, process, log)
+        yield SuperLink(home, log, environment, process)
+    finally:
+        stop_group(process)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def simulation_environment(config: RunConfig, home: Path) -> dict[str, str]:
+    """The environment that the SuperLink, the ServerApp and the Ray workers inherit."""
+    threads = str(config.runtime.threads)
+    quiet = (
+        {} if config.runtime.verbose else {"RAY_DEDUP_LOGS": "1", "RAY_BACKEND_LOG_LEVEL": "error"}
+    )
+    facts = {
+        DATA_PATH_VARIABLE: config.runtime.data_path,
+        MODEL_PATH_VARIABLE: config.runtime.model_path,
+    }
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HYDRA_FULL_ERROR": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **quiet,
+        **{name: str(Path(path).resolve()) for name, path in facts.items() if path},
+    }
+
+
+def _flower(
+    config: RunConfig, overrides: Sequence[str], link: SuperLink, connection: str
+) -> dict[str, Any]:
+    """Submit to a SuperLink, show the run directory as it grows, and take the verdict."""
+    out_dir = Path(config.out_dir).resolve()
+    kept = [
+        o
+        for o in overrides
+        if not o.startswith(("out_dir=", "runtime.data_path=", "runtime.model_path="))
+    ]
+    text = shlex.join([*kept, f"out_dir={out_dir}"])
+    run_config = f'experiment="" overrides={json.dumps(text)}'
+    command = [
+        _tool("flwr"),
+        "run",
+        str(PROJECT),
+        connection,
+        "--format",
+        "json",
+        "--run-config",
+        run_config,
+    ]
+    if config.runtime.name == "simulation":
+        nodes = min(config.runtime.num_nodes, config.partition.num_clients)
+        cores = max(1, (os.cpu_count() or 1) // config.runtime.workers)
+        command += [
+            "--federation-config",
+            f"num-supernodes={nodes} client-resources-num-cpus={cores}",
+        ]
+    submitted = subprocess.run(
+        command, env=link.environment, cwd=link.home, capture_output=True, text=True, check=False
+    )
+    run_id = _run_id(submitted.stdout, submitted.stderr)
+    with Follower(out_dir, verbose=config.runtime.verbose) as follower:
+        try:
+            while (status := _status(link, connection, run_id)) not in (
+                "completed",
+                "failed",
+                "stopped",
+            ):
+                follower.look()
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            subprocess.run([_tool("flwr"), "stop", run_id, connection], env=link.environment, cwd=link.home,
+                           capture_output=True, check=False)  # fmt: skip
+            raise
+        follower.look()
+        summary = _summary(out_dir)
+        if status != "completed" or summary is None:
+            raise RunStoppedError(_why(link, connection, run_id, out_dir, status))
+        follower.finished(summary)
+    return summary
+
+
+def _run_id(stdout: str, stderr: str) -> str:
+    try:
+        answer = json.loads(stdout[stdout.index("{") :])
+    except ValueError:
+        answer = {}
+    if not answer.get("success") or "run-id" not in answer:
+        reason = answer.get("error-message") or (stdout + stderr).strip()
+        raise RunStoppedError(
+            f"flwr run: the run was not accepted: {' '.join(str(reason).split())[-600:]}"
+        )
+    return str(answer["run-id"])
+
+
+def _status(link: SuperLink, connection: str, run_id: str) -> str:
+    """``flwr ls``'s word for the run: starting, running, completed, failed or stopped."""
+    if link.process is not None and link.process.poll() is not None:
+        return "failed"
+    command = [_tool("flwr"), "ls", connection, "--run-id", run_id, "--format", "json"]
+    shown = subprocess.run(
+        command, env=link.environment, cwd=link.home, capture_output=True, text=True, check=False
+    )
+    try:
+        runs = json.loads(shown.stdout)["runs"]
+        return str(runs[0]["status"]).rpartition(":")[2]
+    except (ValueError, KeyError, IndexError):
+        return "unknown"
+
+
+def _summary(out_dir: Path) -> dict[str, Any] | None:
+    try:
+        return RunDirectory.open(out_dir).summary() or None
+    except ConfigError:
+        return None
+
+
+def _why(link: SuperLink, connection: str, run_id: str, out_dir: Path, status: str) -> str:
+    """The reason that a failed run left: its own last words, else the end of Flower's log."""
+    with contextlib.suppress(ConfigError):
+        for event in reversed(RunDirectory.open(out_dir).records("event")):
+            if event["text"].startswith("stopped: "):
+                return f"{event['text'].removeprefix('stopped: ')}; to go on: fedllm action=resume run={out_dir}"
+    shown = subprocess.run([_tool("flwr"), "log", run_id, connection, "--show"], env=link.environment, cwd=link.home,
+                           capture_output=True, text=True, check=False)  # fmt: skip
+    lines = [line.strip() for line in (shown.stdout + shown.stderr).splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line] or lines[-5:]
+    return f"the run {status} under Flower: {' | '.join(errors[-3:])}"
+
+
+def stop_group(process: subprocess.Popen[bytes], patience_seconds: float = 20.0) -> None:
+    """Stop a process and everything it started (it leads its own session)."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience_seconds)
+            if how == signal.SIGTERM:
+                time.sleep(0.2)
+
+
+def _tool(name: str) -> str:
+    """A command of this environment, found beside the interpreter even when the environment is not activated."""
+    beside = Path(sys.executable).parent / name
+    if beside.exists():
+        return str(beside)
+    found = shutil.which(name)
+    if found is None:
+        raise ConfigError(
+            f"{name}: expected it beside {sys.executable} or on PATH; install the project's environment"
+        )
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+            return
+        time.sleep(0.1)
+    end = " | ".join(log.read_text(errors="replace").strip().splitlines()[-5:])
+    raise RunStoppedError(f"the simulation SuperLink did not start on port {port}: {end}")

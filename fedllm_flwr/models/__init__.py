@@ -1,0 +1,1 @@
+"""Language models: loaded once per process, frozen, shared, with LoRA adapters swapped in place."""

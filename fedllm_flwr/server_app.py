@@ -1,0 +1,33 @@
+"""The ServerApp: the door of ``flwr run``, for Ray simulation and for a real SuperLink alike."""
+
+import os
+import shlex
+from dataclasses import replace
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedllm_flwr.compose import compose_run
+from fedllm_flwr.config import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE
+from fedllm_flwr.core import default_out_dir, resumed_config, run
+from fedllm_flwr.runs.directory import RunDirectory
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Compose the run that the run config names, and run or resume it."""
+    overrides = shlex.split(str(context.run_config.get("overrides", "")))
+    experiment = str(context.run_config.get("experiment", ""))
+    composed = compose_run([*([f"experiment={experiment}"] if experiment else []), *overrides])
+    config = composed.config
+    if composed.action == "resume":
+        named = any(o.startswith("runtime") for o in overrides)
+        config = resumed_config(RunDirectory.open(composed.run), config.runtime if named else None)
+    runtime = replace(
+        config.runtime,
+        data_path=os.environ.get(DATA_PATH_VARIABLE, ""),
+        model_path=os.environ.get(MODEL_PATH_VARIABLE, ""),
+    )
+    run(grid, replace(config, runtime=runtime), config.out_dir or default_out_dir(config))

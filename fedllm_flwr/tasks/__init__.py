@@ -1,0 +1,1 @@
+"""Real data sets: their rows, prompting templates, partitions over clients and metrics."""

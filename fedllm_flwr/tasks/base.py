@@ -1,0 +1,157 @@
+"""What a task is: rows of text with a target, in three splits, and the ways to ask a model for the target.
+
+A *row* is one example. Its ``client`` is the party that holds it in reality (a publisher, a language),
+where the data says so; its ``group`` is what fairness is measured over. Neither decides how rows are
+dealt to simulated clients: :mod:`fedllm_flwr.tasks.partitions` does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from fedllm_flwr.errors import ConfigError
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Kind = Literal["classification", "instruction"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example.
+
+    Attributes:
+        row_id: Unique within its task, the same in every process.
+        text: What the model reads.
+        target: What the model should answer: the label's name, or free text.
+        label: Index into the task's ``label_names``; None for free-text targets.
+        group: The group this row counts for in fairness metrics, if the data has groups.
+        client: The natural client that this row belongs to, if the data has natural clients.
+    """
+
+    row_id: str
+    text: str
+    target: str
+    label: int | None = None
+    group: str | None = None
+    client: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """One way to ask for a row's target.
+
+    Attributes:
+        name: Unique within its task.
+        text: The question, with ``{text}`` once where the row's text goes.
+        chat: True: the question is a user turn of the tokenizer's chat template, if it has one.
+            False, or without a chat template: the question is continued as plain text.
+        system: The system turn of a chat; empty leaves it to the tokenizer's chat template.
+    """
+
+    name: str
+    text: str
+    chat: bool = False
+    system: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that the text has one place for the row.
+
+        Raises:
+            ConfigError: ``{text}`` does not occur exactly once.
+        """
+        count = self.text.count("{text}")
+        if count != 1:
+            raise ConfigError(
+                f"template {self.name}: expected {{text}} once, found it {count} times"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A data set in three disjoint splits. Compared and hashed by identity: rows are never compared.
+
+    Attributes:
+        name: Its key in the catalog.
+        kind: ``classification`` (every row has a label) or ``instruction`` (no row has one).
+        splits: Rows of ``train``, ``validation`` and ``test``.
+        label_names: The data's own names of the labels, in label order; empty without labels.
+        label_words: What the model is asked to say for each label.
+        templates: At least one; the first is the default.
+    """
+
+    name: str
+    kind: Kind
+    splits: Mapping[Split, tuple[Row, ...]]
+    label_names: tuple[str, ...]
+    label_words: tuple[str, ...]
+    templates: tuple[Template, ...]
+
+    def template(self, name: str) -> Template:
+        """The template of that name; the empty name is the default.
+
+        Raises:
+            ConfigError: There is no such template; names those that there are.
+        """
+        known = {template.name: template for template in self.templates}
+        if name and name not in known:
+            raise ConfigError(
+                f"task {self.name}: unknown template {name!r}, expected one of {', '.join(known)}"
+            )
+        return known[name] if name else self.templates[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Which rows a task has. A loader that does not read an option rejects it when it is set.
+
+    Attributes:
+        name: The task's key in the catalog.
+        train_rows: Keep a seeded sample of this many training rows, balanced like the whole; 0 = all.
+        validation_rows: The same for validation rows; -1 = none.
+        test_rows: The same for test rows.
+        data_path: The user's own file (``csv`` and ``jsonl`` only), a fact of the node.
+        instruction: The question asked about a row of the user's file; ``{text}`` marks the place of
+            the row's text, which else follows after an empty line. Empty = a question that lists the
+            labels, or the prompt alone.
+        text_column: Column of the text to classify.
+        label_column: Column of its label.
+        prompt_column: Column of the prompt.
+        response_column: Column of the answer to learn.
+        client_column: Column that names the client that holds the row; ignored when absent and left
+            at its default.
+        group_column: Column that names the row's group; the same rule.
+        labels: All labels, in order, where a node's file may lack some of them; empty = the labels
+            that occur, sorted.
+        languages: Two-letter codes (``intents`` only); empty = all that the task offers.
+        domains: Sources of text (``vader_sentiment`` only); empty = all that the task offers.
+    """
+
+    name: str
+    train_rows: int = 0
+    validation_rows: int = 0
+    test_rows: int = 0
+    data_path: str = ""
+    instruction: str = ""
+    text_column: str = "text"
+    label_column: str = "label"
+    prompt_column: str = "prompt"
+    response_column: str = "response"
+    client_column: str = "client"
+    group_column: str = "group"
+    labels: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Make the options hashable and check the row counts.
+
+        Raises:
+            ConfigError: A row count is out of range.
+        """
+        for field in ("labels", "languages", "domains"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        for field, least in (("train_rows", 0), ("validation_rows", -1), ("test_rows", 0)):
+            value = getattr(self, field)
+            if value < least:
+                raise ConfigError(f"task.{field}: expected >= {least}, got {value}")

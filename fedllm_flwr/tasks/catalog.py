@@ -1,0 +1,92 @@
+"""The closed table of tasks, and the one function that loads them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+
+from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.tasks import headlines, intents, reuters, synthetic, user_files, vader
+from fedllm_flwr.tasks.base import Kind, Task, TaskOptions
+from fedllm_flwr.tasks.sampling import subsample
+
+COMMON_OPTIONS = frozenset({"name", "train_rows", "validation_rows", "test_rows"})
+FILE_OPTIONS = frozenset(
+    {"data_path", "instruction", "labels", "text_column", "label_column", "prompt_column"}
+    | {"response_column", "client_column", "group_column"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """How a task is loaded.
+
+    Attributes:
+        load: Options and seed to the whole task.
+        kind: The task's kind; None where the user's file decides it.
+        reads: The options that the loader reads, besides :data:`COMMON_OPTIONS`.
+    """
+
+    load: Callable[[TaskOptions, int], Task]
+    kind: Kind | None
+    reads: frozenset[str] = frozenset()
+
+
+TASKS: dict[str, Entry] = {
+    "r8_topics": Entry(reuters.load, "classification"),
+    "vader_sentiment": Entry(vader.load, "classification", frozenset({"domains"})),
+    "intents": Entry(intents.load, "classification", frozenset({"languages"})),
+    "headlines": Entry(headlines.load, "instruction"),
+    "csv": Entry(user_files.load_csv, None, FILE_OPTIONS),
+    "jsonl": Entry(user_files.load_json_lines, None, FILE_OPTIONS),
+    "synthetic": Entry(synthetic.load, "classification"),
+}
+
+
+def check_options(options: TaskOptions) -> None:
+    """Reject an unknown task, and options that the task would ignore. Opens no file.
+
+    Raises:
+        ConfigError: Names the task or the option, and what is expected.
+    """
+    if options.name not in TASKS:
+        raise ConfigError(f"task.name: expected one of {', '.join(TASKS)}, got {options.name!r}")
+    read = COMMON_OPTIONS | TASKS[options.name].reads
+    for field in fields(TaskOptions):
+        value = getattr(options, field.name)
+        if field.name not in read and value != field.default:
+            raise ConfigError(
+                f"task.{field.name}: expected its default {field.default!r}, because task "
+                f"{options.name} does not read it, got {value!r}"
+            )
+
+
+@lru_cache(maxsize=8)
+def load_task(options: TaskOptions, seed: int) -> Task:
+    """The task with its rows, sampled down to the row counts of the options.
+
+    A task is loaded once in a process; the same options and seed give the same object.
+
+    Args:
+        options: Which task and how many of its rows.
+        seed: Decides the division into splits, where the data has none, and the samples.
+
+    Returns:
+        The task; its training and test splits have at least one row each.
+
+    Raises:
+        ConfigError: The options do not fit the task.
+        AssetError: A data package is absent.
+        DataError: A data file is missing or malformed.
+    """
+    check_options(options)
+    task = TASKS[options.name].load(options, seed)
+    counts = {
+        "train": options.train_rows,
+        "validation": options.validation_rows,
+        "test": options.test_rows,
+    }
+    splits = {
+        split: subsample(rows, counts[split], seed, f"subsample-{split}")
+        for split, rows in task.splits.items()
+    }
+    return replace(task, splits=splits)

@@ -1,0 +1,192 @@
+"""Measure an adapter on rows, without gradient.
+
+Axes: n rows, K label tokens, t tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedllm_flwr.averaging import Delta
+from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.models.adapters import LoraSpec, attach
+from fedllm_flwr.models.backbone import Backbone
+from fedllm_flwr.models.cohort import delta_active
+from fedllm_flwr.tasks.encode import Encoded
+from fedllm_flwr.training.batches import Share, by_length, collate
+
+BATCH_TOKENS = 1024
+"""Padded positions of a batch: enough rows for matrix products to run at full speed, and no more memory."""
+
+
+@dataclass(frozen=True)
+class EvalSums:
+    """Sums over rows, so that parts of a data set, and clients, can be added.
+
+    Attributes:
+        correct: Rows whose label is the most probable one.
+        total: Rows with a label that were scored.
+        loss_sum: Cross-entropy of all label tokens, in nats.
+        label_tokens: Targets.
+        characters: Characters that the targets stand for.
+    """
+
+    correct: int = 0
+    total: int = 0
+    loss_sum: float = 0.0
+    label_tokens: int = 0
+    characters: int = 0
+
+    def __add__(self, other: "EvalSums") -> "EvalSums":
+        """Sums over the rows of both."""
+        return EvalSums(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        )
+
+
+def evaluate(
+    backbone: Backbone,
+    rows: Sequence[Encoded],
+    *,
+    head_token_ids: tuple[int, ...] | None = None,
+    label_token_ids: tuple[int, ...] | None = None,
+    adapter: np.ndarray | None = None,
+    spec: LoraSpec | None = None,
+    delta: Delta | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> EvalSums:
+    """Loss over all targets, and accuracy over the rows that have a label.
+
+    A row's prediction is the most probable of the label tokens where its first target is predicted.
+
+    Args:
+        backbone: The shared model.
+        rows: Encoded rows; none give zero sums.
+        head_token_ids: As in training: the tokens that the loss is restricted to.
+        label_token_ids: The tokens to choose among, in label order. Default ``head_token_ids``; if
+            both are None no accuracy is measured.
+        adapter: Flat adapter in the order of AdapterLayout; None for the plain model.
+        spec: Settings of the adapter.
+        delta: A frozen update under the adapter.
+        batch_tokens: Padded positions of one batch.
+
+    Raises:
+        ConfigError: An adapter without its specification.
+        ShapeError: The adapter has another size.
+    """
+    choices = head_token_ids if label_token_ids is None else label_token_ids
+    sums = EvalSums()
+    with torch.no_grad(), _adapted(backbone, adapter, spec, delta):
+        for members in by_length(rows, batch_tokens):
+            sums += _batch_sums(backbone, [rows[i] for i in members], head_token_ids, choices)
+    return sums
+
+
+def scores(
+    backbone: Backbone,
+    rows: Sequence[Encoded],
+    *,
+    label_token_ids: tuple[int, ...],
+    adapter: np.ndarray | None = None,
+    spec: LoraSpec | None = None,
+    delta: Delta | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> np.ndarray:
+    """Log-probability of each label where a row's first target is predicted.
+
+    Args:
+        backbone: The shared model.
+        rows: Encoded rows.
+        label_token_ids: The tokens that the softmax is restricted to, in label order.
+        adapter: As in :func:`evaluate`.
+        spec: As in :func:`evaluate`.
+        delta: As in :func:`evaluate`.
+        batch_tokens: As in :func:`evaluate`.
+
+    Returns:
+        float32 [n, K] in nats, in the order of the rows.
+
+    Raises:
+        ConfigError: An adapter without its specification.
+        ShapeError: The adapter has another size.
+    """
+    found = np.zeros((len(rows), len(label_token_ids)), dtype=np.float32)
+    with torch.no_grad(), _adapted(backbone, adapter, spec, delta):
+        for members in by_length(rows, batch_tokens):
+            batch = [rows[i] for i in members]
+            states, _ = _states(backbone, batch)
+            states = states[_first(batch, states.device)]
+            found[members] = _label_log_probabilities(backbone, states, label_token_ids)
+    return found
+
+
+@contextmanager
+def _adapted(
+    backbone: Backbone, adapter: np.ndarray | None, spec: LoraSpec | None, delta: Delta | None
+) -> Iterator[None]:
+    """The backbone with an adapter and a delta, if there are any."""
+    with ExitStack() as context:
+        context.enter_context(delta_active(backbone, delta or {}))
+        if adapter is not None:
+            if spec is None:
+                raise ConfigError("evaluation: expected the specification of the adapter, got none")
+            attached = attach(backbone, spec)
+            attached.load_flat(adapter)
+            context.enter_context(attached.active(train=False))
+        yield
+
+
+def _states(backbone: Backbone, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+    """Hidden states that predict the rows' targets, row after row, and those targets."""
+    batch = collate([Share(rows)], backbone.device)
+    hidden = backbone.hidden(batch.input_ids).flatten(0, 1)
+    return hidden.index_select(0, batch.positions), batch.targets
+
+
+def _first(rows: Sequence[Encoded], device: torch.device) -> Tensor:
+    """Where each row's first target lies among the targets of all rows."""
+    ends = np.cumsum([len(row.targets) for row in rows])
+    starts = ends - [len(row.targets) for row in rows]
+    return torch.from_numpy(starts).to(device)
+
+
+def _batch_sums(
+    backbone: Backbone,
+    rows: Sequence[Encoded],
+    head_token_ids: tuple[int, ...] | None,
+    label_token_ids: tuple[int, ...] | None,
+) -> EvalSums:
+    states, targets = _states(backbone, rows)
+    losses, best = backbone.row_scores(states, targets, head_token_ids)
+    correct = total = 0
+    if label_token_ids is not None:
+        first = _first(rows, states.device)
+        if label_token_ids == head_token_ids:
+            best = best[first]
+        else:
+            _, best = backbone.row_scores(states[first], torch.zeros_like(first), label_token_ids)
+        labels = np.array([row.label for row in rows])
+        correct = int(((best.cpu().numpy() == labels) & (labels >= 0)).sum())
+        total = int((labels >= 0).sum())
+    return EvalSums(
+        correct=correct,
+        total=total,
+        loss_sum=float(losses.double().sum()),
+        label_tokens=len(targets),
+        characters=sum(row.characters for row in rows),
+    )
+
+
+def _label_log_probabilities(
+    backbone: Backbone, states: Tensor, label_token_ids: tuple[int, ...]
+) -> np.ndarray:
+    """[n, K], by asking for the loss of every label in turn."""
+    choices = len(label_token_ids)
+    repeated = states.repeat_interleave(choices, dim=0)
+    targets = torch.arange(choices, device=states.device).repeat(len(states))
+    losses, _ = backbone.row_scores(repeated, targets, label_token_ids)
+    return -losses.view(-1, choices).cpu().numpy()

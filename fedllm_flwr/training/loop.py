@@ -1,0 +1,179 @@
+"""The local training loop: one client, or several in step with each other over one shared backbone.
+
+A client's loss is the mean cross-entropy over the label tokens of its step. The losses of the clients of
+a pass are summed before the backward pass; since no two clients share a trained value, the gradient of the
+sum with respect to one client's adapter is that client's own.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedllm_flwr.models.backbone import Backbone
+from fedllm_flwr.seeding import derive_seed
+from fedllm_flwr.tasks.encode import Encoded
+from fedllm_flwr.training.batches import (
+    Batch,
+    Share,
+    collate,
+    label_tokens,
+    plan_steps,
+    split_passes,
+)
+from fedllm_flwr.training.settings import LocalSettings
+from fedllm_flwr.training.stacks import AdapterStack
+
+FUSED_DEVICES = ("cpu", "cuda")
+"""Where torch's optimizers have a kernel that reads and writes each value once."""
+
+
+class Trainee:
+    """One client while it trains: its plan, its optimizer and its sums.
+
+    Args:
+        index: Its place in the adapter stack.
+        rows: Its rows, each with at least one target.
+        parameters: What is trained, with its start values loaded.
+        settings: How to train.
+        seed: Address of its row order and dropout masks.
+
+    Attributes:
+        rows: Its rows.
+        losses: Loss of each step done, before its update.
+        tokens: Input tokens read, padding not counted.
+        error: Why it stopped early, or empty.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        rows: Sequence[Encoded],
+        parameters: list[nn.Parameter],
+        *,
+        settings: LocalSettings,
+        seed: int,
+    ) -> None:
+        self.index = index
+        self.losses: list[float] = []
+        self.tokens = 0
+        self.error = ""
+        self.rows = rows
+        self._parameters = parameters
+        self._settings = settings
+        self._seed = seed
+        self._plan = plan_steps(len(rows), settings, seed)
+        self._start = [p.detach().clone() for p in parameters] if settings.proximal_mu else []
+        self._optimizer = make_optimizer(parameters, settings)
+        self._optimizer.zero_grad()
+        self._step_loss = 0.0
+
+    def next_step(self) -> list[Share]:
+        """The micro-batches of the next step; empty at the end.
+
+        Every label token weighs 1 / (label tokens of the step), so the gradients of the micro-batches
+        add up to that of the step's mean loss.
+        """
+        micro_batches = [[self.rows[i] for i in indices] for indices in next(self._plan, [])]
+        weight = 1.0 / max(1, sum(label_tokens(rows) for rows in micro_batches))
+        self._step_loss = 0.0
+        return [Share(rows, weight) for rows in micro_batches]
+
+    def dropout_seed(self, micro_batch: int) -> int:
+        """Seed of the dropout masks of a micro-batch of the current step."""
+        return derive_seed(self._seed, "dropout", len(self.losses), micro_batch)
+
+    def add(self, share: Share, loss: float) -> None:
+        """Count a micro-batch whose backward pass is done."""
+        self._step_loss += loss
+        self.tokens += share.tokens
+
+    def update(self) -> bool:
+        """Finish the step; False if its loss is not finite, and then nothing is updated."""
+        if not math.isfinite(self._step_loss):
+            self.error = f"loss is {self._step_loss} at step {len(self.losses) + 1}"
+            return False
+        self.losses.append(self._step_loss)
+        with torch.no_grad():
+            for parameter, start in zip(self._parameters, self._start, strict=False):
+                assert parameter.grad is not None  # noqa: S101  # every layer is in the graph
+                parameter.grad.add_(parameter - start, alpha=self._settings.proximal_mu)
+        if self._settings.clip_norm:
+            nn.utils.clip_grad_norm_(self._parameters, self._settings.clip_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return True
+
+
+def make_optimizer(
+    parameters: list[nn.Parameter], settings: LocalSettings
+) -> torch.optim.Optimizer:
+    """The optimizer of one client.
+
+    Args:
+        parameters: What it updates.
+        settings: Which one, and its constants. Weight decay is decoupled in ``adamw`` and an L2
+            penalty in ``sgd``.
+    """
+    fused = parameters[0].device.type in FUSED_DEVICES
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, rate, momentum=settings.momentum, weight_decay=decay, fused=fused
+        )
+    betas = (settings.beta1, settings.beta2)
+    return torch.optim.AdamW(parameters, rate, betas=betas, weight_decay=decay, fused=fused)
+
+
+def run(
+    backbone: Backbone,
+    stack: AdapterStack,
+    trainees: Sequence[Trainee],
+    head_token_ids: tuple[int, ...] | None,
+) -> None:
+    """Train until every client has done its steps; those that finish or fail leave the stack.
+
+    Args:
+        backbone: The shared model.
+        stack: The clients' adapters.
+        trainees: The clients.
+        head_token_ids: As in :meth:`fedllm_flwr.models.backbone.Backbone.row_losses`.
+    """
+    with stack.active():
+        running = list(trainees)
+        while running:
+            steps = [(trainee, trainee.next_step()) for trainee in running]
+            steps = [(trainee, step) for trainee, step in steps if step]
+            for micro_batch in range(max((len(step) for _, step in steps), default=0)):
+                at_work = [(t, step[micro_batch]) for t, step in steps if len(step) > micro_batch]
+                for members in split_passes([share for _, share in at_work]):
+                    chosen = [at_work[i] for i in members]
+                    seeds = [trainee.dropout_seed(micro_batch) for trainee, _ in chosen]
+                    stack.bind([trainee.index for trainee, _ in chosen], seeds)
+                    losses = _pass(backbone, [share for _, share in chosen], head_token_ids)
+                    for (trainee, share), loss in zip(chosen, losses, strict=True):
+                        trainee.add(share, loss)
+            running = [trainee for trainee, _ in steps if trainee.update()]
+
+
+def batch_losses(
+    backbone: Backbone, batch: Batch, head_token_ids: tuple[int, ...] | None
+) -> Tensor:
+    """Cross-entropy of each label token of a batch [n], in nats."""
+    hidden = backbone.hidden(batch.input_ids)
+    chosen = hidden.flatten(0, 1).index_select(0, batch.positions)
+    return backbone.row_losses(chosen, batch.targets, head_token_ids)
+
+
+def _pass(
+    backbone: Backbone, shares: Sequence[Share], head_token_ids: tuple[int, ...] | None
+) -> list[float]:
+    """Forward and backward; each share's weighted loss."""
+    batch = collate(shares, backbone.device)
+    weighted = batch_losses(backbone, batch, head_token_ids) * batch.weights
+    weighted.sum().backward()
+    sums = np.zeros(len(shares))
+    np.add.at(sums, batch.owners.cpu().numpy(), weighted.detach().cpu().numpy())
+    return [float(value) for value in sums]

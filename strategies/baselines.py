@@ -1,0 +1,163 @@
+"""Baselines that run through the same messages as the method: zero-shot, local-only and centralised.
+
+Local-only and centralised train for as many rounds of the same local work as the method, with the optimizer's state
+starting anew each round, so that the only difference is what is shared. Each takes its own learning rate.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from flwr.app import ConfigRecord, Message
+
+from fedllm_flwr import records
+from fedllm_flwr.config import RunConfig
+from strategies.exchange import stream
+from strategies.fedlora import FedLora
+from strategies.hosting import Hosting
+from strategies.rounds import Tally
+
+
+class Recorder:
+    """An observer that keeps the latest evaluations and nothing else: baselines are not part of the method's bytes."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self.evaluations: list[dict[str, Any]] = []
+        self._note = note
+
+    def count(self, kind: str, direction: str, message: Message) -> None:
+        """Not counted."""
+
+    def started(self, server_round: int, cohort: Sequence[int]) -> None:
+        """Not kept."""
+
+    def client(self, record: dict[str, Any]) -> None:
+        """Not kept."""
+
+    def failure(self, server_round: int, partition_id: int, reason: str) -> None:
+        """A baseline that loses a client says so."""
+        self._note(f"baseline, round {server_round}: client {partition_id} is left out: {reason}")
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """Keep the evaluations of the latest round."""
+        self.evaluations = [e for e in self.evaluations if e["round"] == record["round"]] + [record]
+
+    def finished(self, record: dict[str, Any], checkpoint: object) -> None:
+        """Not kept."""
+
+
+def figures(evaluations: Iterable[Mapping[str, Any]], split: str, kind: str) -> dict[str, float]:
+    """Pool the clients' sums of one split, and name the worst client's accuracy where there are labels."""
+    tally, own = Tally(), []
+    for sums in evaluations:
+        if sums["split"] == split:
+            tally.add(sums)
+            if sums["total"]:
+                own.append(sums["correct"] / sums["total"])
+    found = tally.figures(kind)
+    return found | ({"worst_client_accuracy": min(own)} if own and kind == "classification" else {})
+
+
+def score(found: Mapping[str, float]) -> float:
+    """Higher is better: accuracy, or minus the loss where there are no labels."""
+    return found["accuracy"] if "accuracy" in found else -found.get("loss", math.inf)
+
+
+def unfederated(config: RunConfig, learning_rate: float, num_rounds: int) -> RunConfig:
+    """The same local work with nothing merged: every client (or the pool) goes on from its own adapter."""
+    return dataclasses.replace(
+        config,
+        strategy=dataclasses.replace(
+            config.strategy, name="factor_mean", server_optimizer="fedavg", cohort_fraction=1.0
+        ),
+        method=dataclasses.replace(config.method, sharing="both"),
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=learning_rate),
+        wire=dataclasses.replace(config.wire, uplink="float32", downlink="float32"),
+        num_rounds=num_rounds,
+        evaluate_every=num_rounds,
+    )
+
+
+def zero_shot(
+    config: RunConfig, hosting: Hosting, recorder: Recorder, kind: str, templates: Sequence[str]
+) -> dict[str, Any]:
+    """Evaluate the plain backbone under each template; the one that is best on validation rows is tested.
+
+    Returns:
+        Figures of the test rows, and ``detail`` that names the template.
+    """
+    strategy = FedLora(
+        config, hosting, recorder, task_kind=kind
+    )  # its adapter is the start: B = 0 changes nothing
+
+    def evaluated(template: str, split: str) -> dict[str, float]:
+        strategy.template, strategy.evaluated_splits, recorder.evaluations = template, (split,), []
+        _evaluate([strategy], config, hosting, 0)
+        return figures(recorder.evaluations, split, kind)
+
+    scores = {template: score(evaluated(template, "validation")) for template in templates}
+    best = max(scores, key=lambda name: scores[name])
+    return {
+        **evaluated(best, "test"),
+        "detail": f"template {best}, the best of {len(scores)} on validation rows",
+    }
+
+
+def centralised(
+    config: RunConfig, hosting: Hosting, recorder: Recorder, kind: str, splits: tuple[str, ...]
+) -> None:
+    """Train one adapter on all clients' rows together; the recorder has its evaluations afterwards."""
+    strategy = FedLora(config, hosting, recorder, partition_ids=[records.POOLED], task_kind=kind)
+    strategy.evaluated_splits = ()
+    strategy.start(hosting.grid)
+    strategy.evaluated_splits, strategy.evaluated_ids = (
+        splits,
+        list(range(config.partition.num_clients)),
+    )
+    _evaluate([strategy], config, hosting, config.num_rounds)
+
+
+def local_only(
+    config: RunConfig, hosting: Hosting, recorder: Recorder, kind: str, splits: tuple[str, ...]
+) -> None:
+    """Train one adapter per client on its own rows; each is evaluated on its own client's rows only."""
+    clients = range(config.partition.num_clients)
+    alone = [FedLora(config, hosting, recorder, partition_ids=[p], task_kind=kind) for p in clients]
+    for server_round in range(1, config.num_rounds + 1):
+        asked = {
+            s: s.configure_train(server_round, s.arrays(), ConfigRecord(), hosting.grid)
+            for s in alone
+        }
+        for strategy, replies in _exchange(asked, config, hosting, recorder):
+            strategy.aggregate_train(server_round, replies)
+    for strategy in alone:
+        strategy.evaluated_splits = splits
+    _evaluate(alone, config, hosting, config.num_rounds)
+
+
+def _evaluate(
+    strategies: Sequence[FedLora], config: RunConfig, hosting: Hosting, server_round: int
+) -> None:
+    asked = {
+        s: s.configure_evaluate(server_round, s.arrays(), ConfigRecord(), hosting.grid)
+        for s in strategies
+    }
+    for strategy, replies in _exchange(asked, config, hosting, strategies[0].observer):
+        strategy.aggregate_evaluate(server_round, replies)
+
+
+def _exchange(
+    asked: Mapping[FedLora, list[Message]], config: RunConfig, hosting: Hosting, observer: Any
+) -> list[tuple[FedLora, list[Message]]]:
+    """One exchange of several strategies at once, so that all nodes have work."""
+    together = [message for messages in asked.values() for message in messages]
+    found = stream(hosting.grid, together, config.strategy.round_timeout_seconds, observer.count)
+    replies = {reply.metadata.reply_to_message_id: reply for reply in found}
+    return [
+        (
+            strategy,
+            [replies[m.metadata.message_id] for m in messages if m.metadata.message_id in replies],
+        )
+        for strategy, messages in asked.items()
+    ]

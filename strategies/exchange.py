@@ -1,0 +1,154 @@
+"""One question to many clients: messages by node and wave, replies by client and in order.
+
+A wave is a run of consecutive partition ids of the cohort. Waves bound what is in flight, so the server's memory does
+not grow with the cohort, and their replies are handed out in the order of partition ids, so a float sum is the same
+whatever node answered first.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedllm_flwr import records
+from fedllm_flwr.errors import RunStoppedError, WireError
+from strategies.hosting import Hosting
+
+ERROR_UNKNOWN = 0
+"""Flower's code for a dead simulation actor: it stays in the pool and swallows every later message."""
+
+
+@dataclass(frozen=True)
+class ClientReply:
+    """What one client answered; ``error`` is set, and the rest is empty, when it did not."""
+
+    partition_id: int
+    info: Mapping[str, Any]
+    parts: Mapping[str, np.ndarray]
+    error: str = ""
+
+
+def wave_name(kind: str, server_round: int, wave: int) -> str:
+    """Flower's group id of a wave; sorts in the order of waves."""
+    return f"{kind}-{server_round:06d}-{wave:06d}"
+
+
+def messages_for(
+    hosting: Hosting,
+    content: RecordDict,
+    body: Mapping[str, Any],
+    *,
+    message_type: str,
+    partition_ids: Sequence[int],
+    clients_per_wave: int,
+    server_round: int,
+) -> list[Message]:
+    """One message per wave and node; all of them share the arrays of ``content``.
+
+    Returns:
+        A list, never a generator: Flower's HTTP grid iterates twice.
+    """
+    messages = []
+    for start in range(0, len(partition_ids), clients_per_wave):
+        wave = sorted(
+            partition_ids[start : start + clients_per_wave], key=lambda p: (hosting.node_of(p), p)
+        )
+        for node_id, hosted in groupby(wave, key=hosting.node_of):
+            asked = {**body, "partition-ids": list(hosted)}
+            group_id = wave_name(message_type, server_round, start // clients_per_wave)
+            messages.append(
+                Message(records.with_body(content, asked), node_id, message_type, group_id=group_id)
+            )
+    return messages
+
+
+def stream(
+    grid: Grid,
+    messages: Sequence[Message],
+    timeout_seconds: float,
+    count: Callable[[str, str, Message], None],
+) -> Iterator[Message]:
+    """Send wave after wave and yield the replies, so that only one wave is in memory.
+
+    Args:
+        grid: Flower's transport.
+        messages: From :func:`messages_for`.
+        timeout_seconds: For all waves together; later waves are not sent once it has passed.
+        count: The byte ledger.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    for _, wave in groupby(messages, key=lambda m: m.metadata.group_id):
+        sent = list(wave)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return
+        for message in sent:
+            count(message.metadata.message_type, "downlink", message)
+        for reply in grid.send_and_receive(sent, timeout=left):
+            if reply.has_content():
+                count(reply.metadata.message_type, "uplink", reply)
+            yield reply
+
+
+def by_client(messages: Sequence[Message], replies: Iterable[Message]) -> Iterator[ClientReply]:
+    """Split replies by client, wave by wave and in the order of partition ids; name the clients that did not answer.
+
+    Args:
+        messages: What was sent.
+        replies: What came back. An iterator is consumed wave by wave; a list may be in any order.
+
+    Raises:
+        RunStoppedError: A simulation actor died. Flower never replaces it, so going on would lose most messages.
+    """
+    if isinstance(replies, list):
+        replies = sorted(replies, key=lambda r: r.metadata.group_id)
+    waiting = {p for message in messages for p in _asked(message)}
+    for _, wave in groupby(replies, key=lambda r: r.metadata.group_id):
+        answers = list(wave)
+        asked = {
+            m.metadata.message_id: _asked(m) for m in messages
+        }  # ids are given when a wave is sent
+        clients = [
+            c for r in answers for c in _split(r, asked.get(r.metadata.reply_to_message_id, []))
+        ]
+        for client in sorted(clients, key=lambda c: c.partition_id):
+            if client.partition_id in waiting:
+                waiting.remove(client.partition_id)
+                yield client
+    for partition_id in sorted(waiting):
+        yield ClientReply(partition_id, {}, {}, "no reply before the deadline")
+
+
+def _asked(message: Message) -> list[int]:
+    return records.read_body(message)["partition-ids"]
+
+
+def _split(reply: Message, asked: Sequence[int]) -> list[ClientReply]:
+    """The clients of one reply; a reply that is an error, or does not decode, is an error of each client asked."""
+    if reply.has_error():
+        if reply.error.code == ERROR_UNKNOWN:
+            raise RunStoppedError(
+                f"a simulation worker died ({reply.error.reason}); resume the run to go on"
+            )
+        reason = f"error {reply.error.code}: {(str(reply.error.reason).strip().splitlines() or [''])[-1]}"
+        return [ClientReply(p, {}, {}, reason) for p in asked]
+    try:
+        body, parts = records.read(reply, records.ANSWER)
+        clients = [(int(info["partition-id"]), info) for info in body["clients"]]
+    except (WireError, KeyError, TypeError, ValueError) as error:
+        return [ClientReply(p, {}, {}, f"unreadable reply: {error}") for p in asked]
+    own: dict[int, dict[str, np.ndarray]] = {p: {} for p, _ in clients}
+    for name, values in parts.items():
+        partition_id, _, part = name.partition("/")
+        if partition_id.lstrip("-").isdigit() and int(partition_id) in own:
+            own[int(partition_id)][part] = values
+    return [
+        ClientReply(p, info, own[p], str(info.get("error", "")))
+        for p, info in clients
+        if p in asked
+    ]

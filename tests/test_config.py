@@ -1,0 +1,105 @@
+import dataclasses
+import json
+from collections.abc import Callable
+
+import pytest
+
+from fedllm_flwr.compose import compose_run
+from fedllm_flwr.config import RunConfig, run_config
+from fedllm_flwr.errors import ConfigError
+
+Smoke = Callable[..., RunConfig]
+
+
+def test_json_brings_the_same_configuration_back(smoke: Smoke) -> None:
+    config = smoke("method.client_ranks=[2,4]", "client.clip_norm=1")
+    again = run_config(json.loads(config.to_json()))
+    assert dataclasses.replace(again, out_dir=config.out_dir) == config
+    assert again.fingerprint() == config.fingerprint()
+
+
+def test_runtime_and_folder_are_outside_the_fingerprint_and_everything_else_is_inside(
+    smoke: Smoke,
+) -> None:
+    base = smoke().fingerprint()
+    for same in (
+        "runtime.threads=2",
+        "runtime.cohort_tokens=0",
+        "runtime=simulation",
+        "out_dir=elsewhere",
+    ):
+        assert smoke(same).fingerprint() == base, same
+    changes = ["seed=1", "num_rounds=3", "method.rank=4", "task.max_tokens=40", "partition.alpha=0.5",
+               "optimizer.learning_rate=0.01", "client.batch_size=4", "strategy=svd", "wire=float16"]  # fmt: skip
+    assert len({base, *(smoke(change).fingerprint() for change in changes)}) == len(changes) + 1
+
+
+def test_paths_on_a_node_never_enter_the_message(smoke: Smoke) -> None:
+    text = smoke("runtime.data_path=/secret/rows.csv", "runtime.model_path=/secret/model").to_json()
+    assert "secret" not in text
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("experiment=nothing", "experiment: expected one of .*smoke.*, got 'nothing'"),
+        ("model=gpt5", "model: expected one of .*tiny.*, got 'gpt5'"),
+        ("method.rnak=4", "method.rnak: unknown key"),
+        ("method.rank=big", "method.rank: expected int, got 'big'"),
+        ("method.rank=2.5", "method.rank: expected int, got 2.5"),
+        ("method.rank=true", "method.rank: expected int, got True"),
+        ("method.rank=0", "expected >= 1, got 0"),
+        ("method.client_ranks=4", "method.client_ranks: expected a list, got 4"),
+        ("method.client_ranks=[4,x]", r"method.client_ranks\[1\]: expected int, got 'x'"),
+        ("method.sharing=a_only", "method.sharing: expected one of .*'b_only'.*, got 'a_only'"),
+        ("method.dropout=1.0", r"method.dropout: expected in \[0, 1\), got 1.0"),
+        ("client.local_steps=3", "exactly one above 0, got local_epochs=1 local_steps=3"),
+        ("strategy.server_optimizer=adam", "strategy.server_optimizer: expected one of .*fedadam"),
+        ("optimizer.learning_rate=-1", "optimizer.learning_rate: expected > 0, got -1"),
+        ("num_rounds=0", "num_rounds: expected >= 1, got 0"),
+        ("num_rounds=three", "num_rounds: expected int, got 'three'"),
+        ("model.hub_id=a/b", "model.hub_id: belongs to model=hub"),
+        ("+strategy._target_=os.system", "unknown key '_target_'"),
+        ("task.languages=[en]", "task.languages: unknown key"),
+    ],
+)
+def test_bad_input_is_one_line(smoke: Smoke, override: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match) as caught:
+        smoke(override)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (["strategy=stack", "method.sharing=b_only"], "method.sharing=b_only and strategy=stack"),
+        (
+            ["strategy=svd", "strategy.server_optimizer=fedadam"],
+            "server_optimizer=fedadam and strategy=svd",
+        ),
+        (["task=headlines", "task.loss=labels"], "task.loss=labels and task=headlines"),
+        (["selection=best_validation", "task.validation_rows=-1"], "no validation rows"),
+        (
+            ["runtime=deployment", "baselines=all"],
+            "baselines.centralised=true and runtime=deployment",
+        ),
+    ],
+)
+def test_impossible_pairs_name_both(smoke: Smoke, overrides: list[str], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        smoke(*overrides)
+
+
+@pytest.mark.parametrize("hub_id", ["../weights", "/etc/model", "a/b/c", "C:\\model", "~/m"])
+def test_a_hub_id_cannot_be_a_path(hub_id: str) -> None:
+    with pytest.raises(ConfigError, match="expected owner/name"):
+        compose_run(["experiment=smoke", "model=hub", f"model.hub_id='{hub_id}'"])
+
+
+def test_ranks_and_alphas_cycle_over_clients(smoke: Smoke) -> None:
+    method = smoke(
+        "method.client_ranks=[2,8]", "method.client_alphas=[4,8,16]", "method.rank=4"
+    ).method
+    assert [method.spec(p).rank for p in range(4)] == [2, 8, 2, 8]
+    assert [method.spec(p).alpha for p in range(4)] == [4, 8, 16, 4]
+    assert method.server_spec().rank == 8

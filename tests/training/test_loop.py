@@ -1,0 +1,180 @@
+"""Gradients of the loop, read off a single SGD step with rate 1: start minus end."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fedllm_flwr.models.adapters import AdapterLayout
+from fedllm_flwr.models.backbone import Backbone
+from fedllm_flwr.training.batches import Share, collate, plan_steps
+from fedllm_flwr.training.local import ClientJob, LocalResult, train
+from fedllm_flwr.training.loop import batch_losses
+from fedllm_flwr.training.settings import LocalSettings
+
+ONE_STEP = LocalSettings(
+    batch_size=8, local_steps=1, optimizer="sgd", learning_rate=1.0, cohort_tokens=0
+)
+HEAD = (7, 3, 11)
+TOGETHER = 10_000
+Distance = Callable[[np.ndarray, np.ndarray], float]
+
+
+def step_of(job: ClientJob, result: LocalResult) -> np.ndarray:
+    assert result.error == ""
+    return job.adapter - result.adapter
+
+
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("cohort_tokens", [0, TOGETHER])
+def test_gradient_is_that_of_the_full_logits(
+    backbone: Backbone,
+    make_job: Callable[..., ClientJob],
+    full_gradient: Callable[..., np.ndarray],
+    distance: Distance,
+    labels: bool,
+    cohort_tokens: int,
+) -> None:
+    jobs = [make_job(client, labels=labels) for client in range(3)]
+    head = HEAD if labels else None
+    settings = replace(ONE_STEP, cohort_tokens=cohort_tokens)
+    for job, result in zip(jobs, train(backbone, jobs, settings, head_token_ids=head), strict=True):
+        # 1e-4: float32 sums in another order
+        assert distance(step_of(job, result), full_gradient(job, job.rows, head)) < 1e-4
+
+
+@pytest.mark.parametrize("cohort_tokens", [0, TOGETHER])
+def test_accumulated_gradient_is_that_of_the_large_batch(
+    backbone: Backbone,
+    make_job: Callable[..., ClientJob],
+    distance: Distance,
+    cohort_tokens: int,
+) -> None:
+    # rows of 3 to 20 tokens, and a last micro-batch of one row: a mean of means would be far off
+    jobs = [make_job(client, num_rows=7, lengths=(3, 20)) for client in range(2)]
+    large = train(backbone, jobs, ONE_STEP)
+    small = replace(ONE_STEP, batch_size=2, gradient_accumulation=4, cohort_tokens=cohort_tokens)
+    for job, one, many in zip(jobs, large, train(backbone, jobs, small), strict=True):
+        assert distance(step_of(job, many), step_of(job, one)) < 1e-4
+        assert many.loss == pytest.approx(one.loss, rel=1e-5)
+        assert many.steps == one.steps == 1
+
+
+def test_clipping_is_per_client(
+    backbone: Backbone, make_job: Callable[..., ClientJob], distance: Distance
+) -> None:
+    jobs = [make_job(client) for client in range(3)]
+    together = replace(ONE_STEP, cohort_tokens=TOGETHER)
+    free = [step_of(*pair) for pair in zip(jobs, train(backbone, jobs, together), strict=True)]
+    norms = sorted(np.linalg.norm(step) for step in free)
+    bound = float(norms[0] + norms[1]) / 2  # clips two of the three
+    clipped = train(backbone, jobs, replace(together, clip_norm=bound))
+    for job, step, result in zip(jobs, free, clipped, strict=True):
+        wanted = step * min(1.0, bound / float(np.linalg.norm(step)))
+        assert distance(step_of(job, result), wanted) < 1e-4
+
+
+@pytest.mark.parametrize("cohort_tokens", [0, TOGETHER])
+def test_proximal_gradient_is_that_of_the_penalised_loss(
+    backbone: Backbone,
+    make_job: Callable[..., ClientJob],
+    full_gradient: Callable[..., np.ndarray],
+    distance: Distance,
+    cohort_tokens: int,
+) -> None:
+    mu, rate = 0.7, 0.5
+    jobs = [make_job(client) for client in range(2)]
+    settings = replace(
+        ONE_STEP,
+        local_steps=2,
+        learning_rate=rate,
+        proximal_mu=mu,
+        cohort_tokens=cohort_tokens,
+    )
+    for job, result in zip(jobs, train(backbone, jobs, settings), strict=True):
+        # at the start the penalty has no gradient; after one step it is mu times the move
+        first = job.adapter - rate * full_gradient(job, job.rows)
+        moved = replace(job, adapter=first)
+        slope = full_gradient(moved, job.rows) + mu * (first - job.adapter)
+        assert distance(job.adapter - result.adapter, job.adapter - first + rate * slope) < 1e-4
+
+
+def test_proximal_training_ends_where_pull_and_gradient_balance(
+    backbone: Backbone,
+    make_job: Callable[..., ClientJob],
+    full_gradient: Callable[..., np.ndarray],
+) -> None:
+    mu = 10.0
+    job = make_job(0)
+    settings = replace(ONE_STEP, local_steps=80, learning_rate=0.02, proximal_mu=mu)
+    [result] = train(backbone, [job], settings)
+    pull = mu * (result.adapter - job.adapter)
+    push = full_gradient(replace(job, adapter=result.adapter), job.rows)
+    assert np.linalg.norm(push) > 0.1
+    assert np.linalg.norm(push + pull) < 1e-2 * np.linalg.norm(push)
+
+
+@pytest.mark.parametrize("cohort_tokens", [0, TOGETHER])
+@pytest.mark.parametrize("side", ["a", "b"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_other_side_stays_bit_equal(
+    backbone: Backbone,
+    layout: AdapterLayout,
+    make_job: Callable[..., ClientJob],
+    side: str,
+    optimizer: str,
+    cohort_tokens: int,
+) -> None:
+    jobs = [make_job(client) for client in range(2)]
+    settings = LocalSettings(
+        batch_size=3,
+        optimizer=optimizer,
+        weight_decay=0.1,
+        proximal_mu=0.1,
+        clip_norm=1.0,
+        side=side,
+        cohort_tokens=cohort_tokens,
+    )
+    for job, result in zip(jobs, train(backbone, jobs, settings), strict=True):
+        before = layout.unpack(job.adapter, 1.0)
+        after = layout.unpack(result.adapter, 1.0)
+        for name in before:
+            a_is_equal = np.array_equal(before[name].lora_a, after[name].lora_a)
+            b_is_equal = np.array_equal(before[name].lora_b, after[name].lora_b)
+            assert (a_is_equal, b_is_equal) == (side == "b", side == "a")
+
+
+def test_a_row_s_loss_does_not_depend_on_its_batch_mates(
+    backbone: Backbone, make_row: Callable[..., object]
+) -> None:
+    short, long, other = make_row(1, 4), make_row(2, 17), make_row(3, 4)
+    device = torch.device("cpu")
+    with torch.no_grad():
+        alone = batch_losses(backbone, collate([Share([short])], device), None)
+        beside_long = batch_losses(backbone, collate([Share([long, short])], device), None)
+        swapped = batch_losses(backbone, collate([Share([short, other])], device), None)
+        of_two = collate([Share([long, long]), Share([short])], device)
+        second = batch_losses(backbone, of_two, None)[of_two.owners == 1]
+    for losses in (beside_long[-4:], swapped[:4], second):
+        torch.testing.assert_close(losses, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_loss_is_the_mean_over_the_label_tokens_of_each_step(
+    backbone: Backbone, make_job: Callable[..., ClientJob]
+) -> None:
+    job = make_job(4)
+    settings = replace(ONE_STEP, batch_size=2, local_steps=0, learning_rate=0.0)
+    frozen = replace(job, adapter=np.zeros_like(job.adapter))  # the plain model
+    [result] = train(backbone, [frozen], settings)
+    means = []
+    for [indices] in plan_steps(len(job.rows), settings, job.seed):
+        rows = [job.rows[i] for i in indices]
+        with torch.no_grad():
+            batch = collate([Share(rows)], torch.device("cpu"))
+            means.append(float(batch_losses(backbone, batch, None).mean()))
+    assert result.first_loss == pytest.approx(means[0], rel=1e-5)
+    assert result.loss == pytest.approx(np.mean(means), rel=1e-5)
+    assert result.steps == 3
+    assert result.tokens == sum(len(row.input_ids) for row in job.rows)
