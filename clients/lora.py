@@ -8,8 +8,8 @@ from flwr.app import Context, Message
 
 from clients.workspace import Asked, Workspace, read
 from fedllm_flwr import records
-from fedllm_flwr.averaging import Delta, LoraFactors, Side, rescale, resize
-from fedllm_flwr.models.adapters import AdapterLayout, LoraSpec, initial_factors
+from fedllm_flwr.averaging import Delta, LoraFactors, rescale, resize
+from fedllm_flwr.models.adapters import AdapterLayout, LoraSpec, Side, initial_factors
 from fedllm_flwr.seeding import derive_seed
 from fedllm_flwr.training.evaluate import evaluate as evaluate_rows
 from fedllm_flwr.training.local import ClientJob, LocalResult
@@ -48,7 +48,7 @@ def evaluate(message: Message, context: Context) -> Message:
     work = asked.work
     template = str(asked.body.get("template", ""))
     encoder = work.encoder(template)
-    infos = []
+    infos: list[dict[str, Any]] = []
     for partition_id in asked.partition_ids:
         spec = work.config.method.spec(max(partition_id, 0))
         adapter = None

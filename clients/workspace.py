@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from fedllm_flwr.models.adapters import LayerShape, layer_shapes
 from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.tasks.base import SPLITS, Task, TaskOptions
 from fedllm_flwr.tasks.catalog import load_task
-from fedllm_flwr.tasks.encode import Encoded, Encoder, build_encoder
+from fedllm_flwr.tasks.encode import Encoded, Encoder, Loss, build_encoder
 from fedllm_flwr.tasks.partitions import ClientRows, partition
 
 
@@ -45,6 +45,11 @@ class Workspace:
     task: Task
     clients: tuple[ClientRows, ...]
     shapes: tuple[LayerShape, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The configuration's, computed once and not for every message."""
+        return self.config.fingerprint()
 
     def rows(self, partition_id: int) -> ClientRows:
         """One client's rows; ``records.POOLED`` stands for all of them."""
@@ -109,9 +114,9 @@ def read(message: Message, context: Context) -> Asked:
         facts.get("model-path", os.environ.get(MODEL_PATH_VARIABLE, ""))
     )
     work = open_workspace(json.dumps(tree, sort_keys=True))
-    if work.config.fingerprint() != body["fingerprint"]:
+    if work.fingerprint != body["fingerprint"]:
         raise WireError(
-            f"fingerprint: this node reads the configuration as {work.config.fingerprint()}, the server as "
+            f"fingerprint: this node reads the configuration as {work.fingerprint}, the server as "
             f"{body['fingerprint']}; install the same version of fedllm-flwr on both"
         )
     place, total = int(facts["partition-id"]), int(facts["num-partitions"])
@@ -150,7 +155,7 @@ def _encoder(
     seed: int,
     tokenizer: PreTrainedTokenizerBase,
     template: str,
-    loss: str,
+    loss: Loss,
     max_tokens: int,
 ) -> Encoder:
     """Kept apart from the workspace, so that runs that differ in a learning rate share their tokens."""

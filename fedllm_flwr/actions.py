@@ -37,8 +37,10 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Check a run, carry it, and leave its command in the run directory."""
     config = replace(config, out_dir=out_dir)
+    existing = open_existing(config, Path(out_dir))
+    if existing is not None and existing.is_finished:
+        return existing.summary()
     preflight(config)
-    open_existing(config, Path(out_dir))
     return launch(config, overrides, superlink)
 
 

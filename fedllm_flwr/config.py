@@ -58,7 +58,7 @@ class ModelConfig:
         _require(
             not self.hub_id
             or re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", self.hub_id) is not None,
-            f"model.hub_id: expected owner/name, got {self.hub_id!r} (a local folder is model=path with runtime.model_path)",
+            f"model.hub_id: expected owner/name, got {self.hub_id!r} (local folder: model=path, runtime.model_path)",
         )
 
     def ref(self, model_path: str) -> ModelRef:
@@ -218,7 +218,7 @@ class StrategyConfig:
     server_momentum: float = -1.0
     min_fraction: float = 0.5
     max_retries: int = 2
-    round_timeout_seconds: float = 3600.0
+    round_timeout_seconds: float = 1800.0
 
     def __post_init__(self) -> None:
         """Check ranges; 0 and -1 mean the server optimizer's own defaults."""
@@ -238,7 +238,7 @@ class StrategyConfig:
         )
         _require(
             self.server_learning_rate >= 0,
-            f"strategy.server_learning_rate: expected >= 0 (0 = the optimizer's default), got {self.server_learning_rate}",
+            f"strategy.server_learning_rate: expected >= 0 (0 = its default), got {self.server_learning_rate}",
         )
         _require(
             self.server_momentum == -1 or 0 <= self.server_momentum < 1,
@@ -260,7 +260,7 @@ class WireConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BaselinesConfig:
-    """What is measured beside the federated result. Learning rates in ``learning_rates`` are tried on validation rows."""
+    """What is measured beside the federated result; ``learning_rates`` are tried on validation rows."""
 
     name: str
     predictors: bool = True
@@ -290,6 +290,7 @@ class RuntimeConfig:
     num_nodes: int = 2
     workers: int = 2
     threads: int = 1
+    gpus_per_worker: float = 0.0
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     cohort_tokens: int = 512
@@ -310,6 +311,10 @@ class RuntimeConfig:
         _require(
             self.cohort_tokens >= 0,
             f"runtime.cohort_tokens: expected >= 0 (0 = serial), got {self.cohort_tokens}",
+        )
+        _require(
+            self.gpus_per_worker >= 0,
+            f"runtime.gpus_per_worker: expected >= 0, got {self.gpus_per_worker}",
         )
         _require(
             self.node_wait_seconds > 0,
@@ -390,8 +395,8 @@ def check_compatible(config: RunConfig) -> None:
         )
         _require(
             strategy.server_optimizer == "fedavg",
-            f"strategy.server_optimizer={strategy.server_optimizer} and strategy={strategy.name}: server optimizers step "
-            "on factors, use strategy=factor_mean",
+            f"strategy.server_optimizer={strategy.server_optimizer} and strategy={strategy.name}: server optimizers "
+            "step on factors, use strategy=factor_mean",
         )
     if config.task.loss == "labels":
         _require(

@@ -56,6 +56,10 @@ def preflight(config: RunConfig) -> None:
                 )
     if config.runtime.name != "deployment":
         task = load_task(config.task.options(config.runtime.data_path), config.seed)
+        if config.task.loss == "labels" and task.kind != "classification":
+            raise ConfigError(
+                f"task.loss=labels and task={config.task.name}: the rows have no labels, use task.loss=vocabulary"
+            )
         partition(task, config.partition, config.seed)
 
 

@@ -22,6 +22,7 @@ class Follower:
         self._offset = self._metrics.stat().st_size if self._metrics.exists() else 0
         self._progress = Progress()
         self._clients = 0
+        self.has_stopped = False
         self._verbose = verbose
         self._out_dir = out_dir
 
@@ -71,6 +72,7 @@ class Follower:
         elif kind == "round":
             self._progress.round_done(record)
         elif kind == "event":
+            self.has_stopped = self.has_stopped or record["text"].startswith("stopped: ")
             self._progress.note(record["text"])
         elif kind == "failure":
             self._progress.note(

@@ -31,6 +31,8 @@ from fedllm_flwr.runs.directory import RunDirectory
 PROJECT = Path(__file__).resolve().parents[1]
 START_SECONDS = 60.0
 POLL_SECONDS = 0.5
+STATUS_SECONDS = 20.0
+ENDED = ("completed", "failed", "stopped")
 CONNECTION = "fedllm"
 
 
@@ -95,7 +97,8 @@ def simulation_superlink(config: RunConfig) -> Iterator[SuperLink]:
     neutral.mkdir()
     port = _free_port()
     (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n'
+        f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
     environment = simulation_environment(config, home)
     command = [
@@ -173,23 +176,16 @@ def _flower(
     if config.runtime.name == "simulation":
         nodes = min(config.runtime.num_nodes, config.partition.num_clients)
         cores = max(1, (os.cpu_count() or 1) // config.runtime.workers)
-        command += [
-            "--federation-config",
-            f"num-supernodes={nodes} client-resources-num-cpus={cores}",
-        ]
+        gpus = config.runtime.gpus_per_worker
+        shares = f"client-resources-num-cpus={cores}" + (f" client-resources-num-gpus={gpus}" if gpus else "")
+        command += ["--federation-config", f"num-supernodes={nodes} {shares}"]
     submitted = subprocess.run(
         command, env=link.environment, cwd=link.home, capture_output=True, text=True, check=False
     )
     run_id = _run_id(submitted.stdout, submitted.stderr)
     with Follower(out_dir, verbose=config.runtime.verbose) as follower:
         try:
-            while (status := _status(link, connection, run_id)) not in (
-                "completed",
-                "failed",
-                "stopped",
-            ):
-                follower.look()
-                time.sleep(POLL_SECONDS)
+            status = _until_ended(link, connection, run_id, out_dir, follower)
         except KeyboardInterrupt:
             subprocess.run([_tool("flwr"), "stop", run_id, connection], env=link.environment, cwd=link.home,
                            capture_output=True, check=False)  # fmt: skip
@@ -200,6 +196,20 @@ def _flower(
             raise RunStoppedError(_why(link, connection, run_id, out_dir, status))
         follower.finished(summary)
     return summary
+
+
+def _until_ended(link: SuperLink, connection: str, run_id: str, out_dir: Path, follower: Follower) -> str:
+    """Follow a run until Flower says that it has ended; ask rarely, because each ``flwr ls`` costs CPU seconds."""
+    next_question = time.monotonic() + STATUS_SECONDS
+    while True:
+        follower.look()
+        over = _summary(out_dir) is not None or follower.has_stopped
+        if over or time.monotonic() >= next_question:
+            status = _status(link, connection, run_id)
+            if status in ENDED:
+                return status
+            next_question = time.monotonic() + STATUS_SECONDS
+        time.sleep(POLL_SECONDS)
 
 
 def _run_id(stdout: str, stderr: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.supercore.run import Run  # private path of the type that the public Grid.run returns
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import (
     TaskIdentity,
@@ -51,9 +52,13 @@ class LoopbackGrid(Grid):
         """Loopback has one run; there is nothing to set."""
 
     @property
-    def run(self) -> object:
-        """Loopback has no run information."""
-        return None
+    def run(self) -> Run:
+        """Loopback has no run information.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("LoopbackGrid.run: an in-process grid belongs to no Flower run")
 
     def create_message(self, *args: object, **kwargs: object) -> Message:
         """Deprecated in Flower; construct ``Message`` instead.

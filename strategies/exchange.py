@@ -22,15 +22,42 @@ from strategies.hosting import Hosting
 ERROR_UNKNOWN = 0
 """Flower's code for a dead simulation actor: it stays in the pool and swallows every later message."""
 
+LARGEST = 2**53
+"""Largest magnitude of a number in an answer: the largest count that a float64 counts exactly."""
+
 
 @dataclass(frozen=True)
 class ClientReply:
-    """What one client answered; ``error`` is set, and the rest is empty, when it did not."""
+    """What one client answered; ``error`` is set, and the rest is empty, when it did not.
+
+    ``stray`` marks an answer that nobody asked for: it is worth naming, and says nothing about the client.
+    """
 
     partition_id: int
     info: Mapping[str, Any]
     parts: Mapping[str, np.ndarray]
     error: str = ""
+    stray: bool = False
+
+
+def checked_number(client: str, info: Mapping[str, Any], name: str, *, whole: bool) -> Any:
+    """One number of an answer, checked before anything of the answer counts.
+
+    Args:
+        client: Who, for the message.
+        info: The answer.
+        name: The number's key.
+        whole: Whether it must be an integer.
+
+    Raises:
+        WireError: The number is absent, not finite, or too large to be true.
+    """
+    value = info.get(name)
+    kind = int if whole else int | float
+    if not isinstance(value, kind) or isinstance(value, bool) or not abs(value) <= LARGEST:
+        wanted = "a whole number" if whole else "a finite number"
+        raise WireError(f"{client}: {name}: expected {wanted}, got {value!r:.60}")
+    return value
 
 
 def wave_name(kind: str, server_round: int, wave: int) -> str:
@@ -107,21 +134,31 @@ def by_client(messages: Sequence[Message], replies: Iterable[Message]) -> Iterat
     """
     if isinstance(replies, list):
         replies = sorted(replies, key=lambda r: r.metadata.group_id)
-    waiting = {p for message in messages for p in _asked(message)}
-    for _, wave in groupby(replies, key=lambda r: r.metadata.group_id):
-        answers = list(wave)
-        asked = {
-            m.metadata.message_id: _asked(m) for m in messages
-        }  # ids are given when a wave is sent
-        clients = [
-            c for r in answers for c in _split(r, asked.get(r.metadata.reply_to_message_id, []))
-        ]
-        for client in sorted(clients, key=lambda c: c.partition_id):
-            if client.partition_id in waiting:
+    asked: dict[str, list[tuple[Message, list[int]]]] = {}
+    for message in messages:
+        asked.setdefault(message.metadata.group_id, []).append((message, _asked(message)))
+    waiting = {p for wave in asked.values() for _, clients in wave for p in clients}
+    for group_id, answers in groupby(replies, key=lambda r: r.metadata.group_id):
+        for client in _wave(asked.get(group_id, []), list(answers)):
+            if client.stray:
+                yield client
+            elif client.partition_id in waiting:
                 waiting.remove(client.partition_id)
                 yield client
+            else:
+                yield _stray(client.partition_id, "one answer", "another one")
     for partition_id in sorted(waiting):
         yield ClientReply(partition_id, {}, {}, "no reply before the deadline")
+
+
+def _wave(
+    sent: Sequence[tuple[Message, list[int]]], answers: list[Message]
+) -> Iterator[ClientReply]:
+    """The clients of one wave in order; a generator, so that nothing of the wave outlives it."""
+    asked = {m.metadata.message_id: clients for m, clients in sent}  # an id is given when sending
+    clients = [c for r in answers for c in _split(r, asked.get(r.metadata.reply_to_message_id, []))]
+    answers.clear()
+    yield from sorted(clients, key=lambda c: c.partition_id)
 
 
 def _asked(message: Message) -> list[int]:
@@ -139,16 +176,21 @@ def _split(reply: Message, asked: Sequence[int]) -> list[ClientReply]:
         return [ClientReply(p, {}, {}, reason) for p in asked]
     try:
         body, parts = records.read(reply, records.ANSWER)
-        clients = [(int(info["partition-id"]), info) for info in body["clients"]]
-    except (WireError, KeyError, TypeError, ValueError) as error:
+        clients = [(int(info["partition-id"]), dict(info)) for info in body["clients"]]
+    except (WireError, KeyError, TypeError, ValueError, OverflowError) as error:
         return [ClientReply(p, {}, {}, f"unreadable reply: {error}") for p in asked]
-    own: dict[int, dict[str, np.ndarray]] = {p: {} for p, _ in clients}
+    own: dict[str, dict[str, np.ndarray]] = {str(p): {} for p, _ in clients}
     for name, values in parts.items():
-        partition_id, _, part = name.partition("/")
-        if partition_id.lstrip("-").isdigit() and int(partition_id) in own:
-            own[int(partition_id)][part] = values
+        client, _, part = name.partition("/")
+        own.get(client, {})[part] = values
     return [
-        ClientReply(p, info, own[p], str(info.get("error", "")))
-        for p, info in clients
+        ClientReply(p, info, own[str(p)], str(info.get("error", "")))
         if p in asked
+        else _stray(p, f"answers of clients {list(asked)}", "one of this client")
+        for p, info in clients
     ]
+
+
+def _stray(partition_id: int, expected: str, got: str) -> ClientReply:
+    error = f"client {partition_id}: expected {expected} from the node, got {got}; it is ignored"
+    return ClientReply(partition_id, {}, {}, error, stray=True)

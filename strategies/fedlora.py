@@ -5,7 +5,7 @@ the rule has one. Uplink: each client's trained factors. Nothing else crosses th
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,20 +17,23 @@ from fedllm_flwr.averaging import (
     SERVER_OPTIMIZERS,
     LoraFactors,
     ServerOptimizer,
-    Side,
     State,
     beside_shared,
 )
 from fedllm_flwr.averaging.weights import client_weight
 from fedllm_flwr.config import RunConfig, StrategyConfig
 from fedllm_flwr.errors import ShapeError, WireError
-from fedllm_flwr.models.adapters import AdapterLayout, initial_factors, layer_shapes
+from fedllm_flwr.models.adapters import AdapterLayout, Side, initial_factors, layer_shapes
 from fedllm_flwr.seeding import derive_seed
 from fedllm_flwr.training.settings import scheduled_rate
-from strategies.exchange import ClientReply
+from strategies.exchange import ClientReply, checked_number
 from strategies.hosting import Hosting
 from strategies.rounds import Checkpointed, Observer, RoundStrategy
 from strategies.rules import GlobalModel, Rule, make_rule
+
+_COUNTS = ("num-examples", "steps", "tokens")
+_FIGURES = (*_COUNTS, "loss", "cpu-seconds")
+"""What a client says about its training."""
 
 
 def trained_side(sharing: str, server_round: int) -> Side:
@@ -134,25 +137,13 @@ class FedLora(RoundStrategy):
                 f"{client}: expected {layout.size} values (rank {spec.rank}, side {side}), got {flat.size}"
             )
         self._check_finite(client, layout, flat)
-        info = reply.info
-        num_examples = int(info["num-examples"])
+        figures = _figures(client, reply.info)
         weight = client_weight(
-            self.config.strategy.weighting, num_examples, client=reply.partition_id
+            self.config.strategy.weighting, figures["num_examples"], client=reply.partition_id
         )
-        if not np.isfinite(float(info["loss"])):
-            raise WireError(f"{client}: expected a finite training loss, got {info['loss']}")
         self._rule.add(self._beside(flat, layout, spec.scaling), weight, reply.partition_id)
-        return {
-            "kind": "client",
-            "round": server_round,
-            "partition_id": reply.partition_id,
-            "loss": float(info["loss"]),
-            "num_examples": num_examples,
-            "steps": int(info["steps"]),
-            "tokens": int(info["tokens"]),
-            "cpu_seconds": float(info["cpu-seconds"]),
-            "rank": spec.rank,
-        }
+        record = {"kind": "client", "round": server_round, "partition_id": reply.partition_id}
+        return {**record, **figures, "rank": spec.rank}
 
     def finish_sum(self, server_round: int) -> None:
         """Close the sum into the next global model."""
@@ -238,3 +229,15 @@ class FedLora(RoundStrategy):
                 raise WireError(
                     f"{client}, layer {shape.name}: expected finite values, got {flat[first]}"
                 )
+
+
+def _figures(client: str, info: Mapping[str, Any]) -> dict[str, Any]:
+    """What a client says about its training, checked before anything of it counts.
+
+    Raises:
+        WireError: A number is absent, not finite, or too large to be true.
+    """
+    return {
+        name.replace("-", "_"): checked_number(client, info, name, whole=name in _COUNTS)
+        for name in _FIGURES
+    }

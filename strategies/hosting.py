@@ -60,8 +60,8 @@ class Hosting:
             if time.monotonic() > deadline:
                 missing = sorted(set(range(self._num_partitions)) - set(self._nodes))
                 raise RunStoppedError(
-                    f"nodes: waited {self._wait_seconds:g} s; {len(self._nodes)} of {self._num_partitions or 'unknown'} "
-                    f"places are taken, missing partition-id {missing or 'all'}"
+                    f"nodes: waited {self._wait_seconds:g} s; {len(self._nodes)} of "
+                    f"{self._num_partitions or 'unknown'} places are taken, missing partition-id {missing or 'all'}"
                 )
             time.sleep(POLL_SECONDS)
 

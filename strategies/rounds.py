@@ -21,7 +21,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedllm_flwr import records
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import RunStoppedError, ShapeError, WireError
-from strategies.exchange import ClientReply, by_client, messages_for, stream
+from strategies.exchange import ClientReply, by_client, checked_number, messages_for, stream
 from strategies.hosting import Hosting
 from strategies.sampling import draw_cohort
 
@@ -167,7 +167,7 @@ class RoundStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Messages to the nodes that host this round's cohort (or, in a retry, what is left of it)."""
-        if not self._left_to_train:
+        if not self._left_to_train or self._round_figures["round"] != server_round:
             self._left_to_train = draw_cohort(
                 self.config.seed,
                 server_round,
@@ -175,7 +175,13 @@ class RoundStrategy(Strategy):
                 self.config.strategy.cohort_fraction,
             )
             self.begin_sum(server_round)
-            self._round_figures = {"cohort": list(self._left_to_train), "losses": [], "weights": []}
+            cohort = list(self._left_to_train)
+            self._round_figures = {
+                "round": server_round,
+                "cohort": cohort,
+                "losses": [],
+                "weights": [],
+            }
         body, parts = self.broadcast(server_round, train=True)
         content = records.instruction({}, parts, self.config.wire.downlink)
         self._sent = messages_for(
@@ -203,11 +209,14 @@ class RoundStrategy(Strategy):
         figures = self._round_figures
         left = []
         for reply in by_client(self._sent, replies):
+            if reply.stray:
+                self.observer.failure(server_round, reply.partition_id, reply.error)
+                continue
             try:
                 if reply.error:
                     raise WireError(reply.error)
                 record = self.add_reply(reply, server_round)
-            except (WireError, ShapeError, KeyError, TypeError, ValueError) as error:
+            except (WireError, ShapeError) as error:
                 left.append(reply.partition_id)
                 self.observer.failure(server_round, reply.partition_id, str(error))
                 continue
@@ -255,20 +264,20 @@ class RoundStrategy(Strategy):
         tallies = {split: Tally() for split in self.evaluated_splits}
         own_accuracy = []
         for reply in by_client(self._sent, replies):
-            if reply.error:
-                self.observer.failure(
-                    server_round, reply.partition_id, f"evaluation: {reply.error}"
-                )
+            try:
+                splits = _checked_sums(reply, self.evaluated_splits)
+            except WireError as error:
+                self.observer.failure(server_round, reply.partition_id, f"evaluation: {error}")
                 continue
-            for split, sums in reply.info["splits"].items():
+            record = {
+                "kind": "evaluation",
+                "round": server_round,
+                "partition_id": reply.partition_id,
+            }
+            for split, sums in splits.items():
                 tallies[split].add(sums)
-                record = {
-                    "kind": "evaluation",
-                    "round": server_round,
-                    "partition_id": reply.partition_id,
-                }
                 self.observer.evaluated({**record, "split": split, **sums})
-            test = reply.info["splits"].get("test", {})
+            test = splits.get("test", {})
             if test.get("total") and self.task_kind == "classification":
                 own_accuracy.append(test["correct"] / test["total"])
         found = tallies["test"].figures(self.task_kind) if "test" in tallies else {}
@@ -279,7 +288,7 @@ class RoundStrategy(Strategy):
             }
         if own_accuracy:
             found["worst_client_accuracy"] = min(own_accuracy)
-        return MetricRecord(found) if found else None
+        return MetricRecord(dict(found)) if found else None
 
     # The loop ----------------------------------------------------------------------------------------------------
 
@@ -327,7 +336,7 @@ class RoundStrategy(Strategy):
             result.train_metrics_clientapp[server_round] = metrics
             record = {
                 "train_loss": float(metrics["train-loss"]),  # type: ignore[arg-type]
-                "num_examples": int(metrics[records.NUM_EXAMPLES]),  # type: ignore[call-overload]
+                "num_examples": int(metrics[records.NUM_EXAMPLES]),  # type: ignore[arg-type]
                 "cohort": self._round_figures["cohort"],
                 "dropped_replies": len(self._round_figures["dropped"]),
                 "train_seconds": time.monotonic() - began,
@@ -356,9 +365,10 @@ class RoundStrategy(Strategy):
             self.hosting.refresh()
         cohort = self._round_figures["cohort"]
         raise RunStoppedError(
-            f"round {server_round}: {len(self._round_figures['losses'])} of {len(cohort)} clients gave a good reply in "
-            f"{self.config.strategy.max_retries + 1} attempts; strategy.min_fraction={self.config.strategy.min_fraction} "
-            f"asks for {math.ceil(self.config.strategy.min_fraction * len(cohort))}"
+            f"round {server_round}: {len(self._round_figures['losses'])} of {len(cohort)} clients gave a good reply "
+            f"in {self.config.strategy.max_retries + 1} attempts; "
+            f"strategy.min_fraction={self.config.strategy.min_fraction} asks for "
+            f"{math.ceil(self.config.strategy.min_fraction * len(cohort))}"
         )
 
     def _complete(
@@ -393,3 +403,25 @@ class RoundStrategy(Strategy):
             "fingerprint": self.config.fingerprint(),
             "server-round": server_round,
         }
+
+
+def _checked_sums(reply: ClientReply, wanted: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A client's evaluation sums by split, each of them a number.
+
+    Raises:
+        WireError: The client did not answer, or a sum is absent or not finite.
+    """
+    if reply.error:
+        raise WireError(reply.error)
+    client = f"client {reply.partition_id}"
+    splits: Any = reply.info.get("splits")
+    right = isinstance(splits, dict) and set(splits) == set(wanted)
+    if not right or not all(isinstance(sums, dict) for sums in splits.values()):
+        raise WireError(f"{client}: expected the splits {', '.join(wanted)}, got {splits!r:.60}")
+    return {
+        split: {
+            name: checked_number(client, splits[split], name, whole=name != "loss_sum")
+            for name in Tally.__dataclass_fields__
+        }
+        for split in wanted
+    }

@@ -76,8 +76,8 @@ class StackRule:
     """Exact: the clients' products are stacked into the carried delta, and every adapter starts anew.
 
     Source:
-        Wang et al. 2024 (FLoRA, arXiv 2409.05976). Differs in that the sum is kept as factors beside the frozen backbone, never
-        merged into it, so workers go on sharing one copy and nothing is rounded to the backbone's dtype.
+        Wang et al. 2024 (FLoRA, arXiv 2409.05976). Differs in that the sum is kept as factors beside the frozen
+        backbone, never merged into it, so workers share one copy and nothing is rounded to the backbone's dtype.
     """
 
     sends_adapter = False
@@ -100,7 +100,8 @@ class ResidualRule:
     """Exact: the factor mean goes on, and what it misses of the mean product goes into the carried delta.
 
     Source:
-        Singhal et al. 2024 (FedEx-LoRA, arXiv 2410.09432). Differs in that the residual stays factored, see :class:`StackRule`.
+        Singhal et al. 2024 (FedEx-LoRA, arXiv 2410.09432). Differs in that the residual stays factored, see
+        :class:`StackRule`.
     """
 
     sends_adapter = True
@@ -180,8 +181,8 @@ def make_rule(
 
 def _alive(factors: LoraFactors, fresh: LoraFactors) -> LoraFactors:
     """Give ranks that carry nothing a fresh row of A: with A = B = 0 no gradient would ever reach them."""
-    unused = ~factors.lora_a.any(axis=1) & ~factors.lora_b.any(axis=0)
-    lora_a = np.where(unused[:, None], fresh.lora_a, factors.lora_a)
+    unused = np.logical_not(np.any(factors.lora_a, axis=1) | np.any(factors.lora_b, axis=0))
+    lora_a = np.where(unused.reshape(-1, 1), fresh.lora_a, factors.lora_a)
     return LoraFactors(lora_a, factors.lora_b, factors.scaling)
 
 

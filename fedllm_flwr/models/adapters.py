@@ -140,6 +140,7 @@ def attach(backbone: Backbone, spec: LoraSpec) -> AttachedLora:
 
     Raises:
         ConfigError: The rank is larger than a layer, or a target module names no linear layer.
+        RuntimeError: Another adapter is active.
     """
     if spec not in backbone.attached:
         backbone.attached[spec] = AttachedLora(backbone, spec)
@@ -150,6 +151,7 @@ def attach(backbone: Backbone, spec: LoraSpec) -> AttachedLora:
 def _peft_layers(backbone: Backbone, spec: LoraSpec, names: tuple[str, ...]) -> dict[str, Any]:
     """Let PEFT inject its layers, take them out again, and put the plain layers back."""
     model = backbone.model
+    backbone.check_plain(names)
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,  # type: ignore[arg-type]  # PEFT declares int, computes with any number

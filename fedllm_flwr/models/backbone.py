@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from fedllm_flwr.errors import AssetError, ConfigError
 from fedllm_flwr.models.cache import converted
 from fedllm_flwr.models.catalog import ModelRef
-from fedllm_flwr.models.convert import quiet_progress_bars
+from fedllm_flwr.models.convert import quiet_progress_bars, reading_errors
 from fedllm_flwr.models.heads import find_transform, full_logits
 from fedllm_flwr.models.kernels import EAGER_MAX_TOKENS, Kernels, choose
 from fedllm_flwr.models.loss import LogitTransform, frozen_head_losses, frozen_head_scores
@@ -177,15 +177,23 @@ class Backbone:
         Raises:
             RuntimeError: A layer is swapped already: adapters are used one at a time.
         """
-        for name in layers:
-            parent, attribute = self._places[name]
-            if getattr(parent, attribute) is not self.linear_layers[name]:
-                raise RuntimeError(f"layer {name}: another adapter is active on this backbone")
+        self.check_plain(layers)
         try:
             self.place(layers)
             yield
         finally:
             self.place({name: self.linear_layers[name] for name in layers})
+
+    def check_plain(self, names: Iterable[str]) -> None:
+        """Refuse to go on while a layer is swapped.
+
+        Raises:
+            RuntimeError: Names the layer.
+        """
+        for name in names:
+            parent, attribute = self._places[name]
+            if getattr(parent, attribute) is not self.linear_layers[name]:
+                raise RuntimeError(f"layer {name}: another adapter is active on this backbone")
 
     def place(self, layers: Mapping[str, nn.Module]) -> None:
         """Put modules in the place of linear layers, for good; :meth:`swapped` is the safe way."""
@@ -290,7 +298,7 @@ def _load(ref: ModelRef, kernels: Kernels) -> Backbone:
         tokenizer = tiny_tokenizer()
     else:
         folder = converted(ref, kernels.dtype)
-        with quiet_progress_bars():
+        with quiet_progress_bars(), reading_errors(folder):
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=kernels.torch_dtype,
@@ -304,7 +312,9 @@ def _load(ref: ModelRef, kernels: Kernels) -> Backbone:
         LOG.warning("model %s: attention %s is not available", ref.label, kernels.attention)
     model = model.to(kernels.device).eval().requires_grad_(False)
     if model.get_output_embeddings() is None:
-        raise AssetError(f"model {ref.label}: expected a causal language model with an output embedding")
+        raise AssetError(
+            f"model {ref.label}: expected a causal language model with an output embedding"
+        )
     transform = find_transform(model)
     if transform is None:
         LOG.warning(

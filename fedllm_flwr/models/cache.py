@@ -79,9 +79,11 @@ def is_intact(folder: Path, *, full_check: bool = False) -> bool:
     try:
         recorded = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         facts = {name: _facts(folder / name) for name in recorded}
-    except (OSError, ValueError):
-        return False
-    if any(recorded[name]["size"] != facts[name]["size"] for name in recorded):
+        if not facts or any(recorded[name]["size"] != facts[name]["size"] for name in facts):
+            return False
+        if any(set(recorded[name]) != {"size", "mtime_ns", "sha256"} for name in facts):
+            return False
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     touched = [name for name in recorded if recorded[name]["mtime_ns"] != facts[name]["mtime_ns"]]
     if any(

@@ -53,7 +53,7 @@ def _rewrite(
     job: tuple[str, Path, StepReport],
 ) -> None:
     dtype, target, report = job
-    try:
+    with reading_errors(folder):
         report.step("reading the tokenizer")
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, **tokenizer_options
@@ -63,19 +63,30 @@ def _rewrite(
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=DTYPES[dtype], local_files_only=True, **model_options
             )
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    report.step(f"writing {size / 2**20:,.0f} MiB of {dtype}")
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+@contextmanager
+def reading_errors(folder: Path) -> Iterator[None]:
+    """Turn transformers' errors about a folder's content into one line.
+
+    Raises:
+        AssetError: Names the folder and the reason.
+    """
+    try:
+        yield
     except ImportError as error:
         raise AssetError(
             f"{folder.name}: reading it needs package gguf; run `{GET_ASSETS}`"
         ) from error
     except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AssetError(
             f"{folder.name}: not a causal language model that can be read: {reason}"
         ) from error
-    size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    report.step(f"writing {size / 2**20:,.0f} MiB of {dtype}")
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
 
 
 @contextmanager

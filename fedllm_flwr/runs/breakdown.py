@@ -1,7 +1,7 @@
 """Where a run's quality, bytes and seconds went: per client, per group, per message kind, per phase."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -44,6 +44,12 @@ class ClientRow:
     accuracy: float | None = None
     interval: Interval | None = None
     loss: float | None = None
+
+    @property
+    def label(self) -> str:
+        """``client 3``, or ``name (3)`` with at most 24 characters of a name."""
+        short = self.name if len(self.name) <= 24 else f"{self.name[:23]}…"
+        return f"{short} ({self.partition_id})" if self.name else f"client {self.partition_id}"
 
 
 @dataclass(frozen=True)
@@ -147,21 +153,30 @@ def byte_rows(snapshot: Snapshot) -> list[ByteRow]:
 
 
 def cumulative_bytes(snapshot: Snapshot, direction: str) -> list[int]:
-    """Bytes sent up to and including each round of ``snapshot.rounds``.
+    """Bytes sent up to and including each round of ``snapshot.rounds``: of all messages where the ledger has them.
 
     Args:
         snapshot: The run.
         direction: ``uplink`` or ``downlink``.
     """
-    return list(accumulate(int(record.get(f"{direction}_bytes", 0)) for record in snapshot.rounds))
+    of_round: Counter[int] = Counter()
+    for record in snapshot.of("bytes"):
+        if record["direction"] == direction:
+            of_round[record.get("round", 0)] += record["bytes"]
+    if not of_round:
+        of_round.update({r["round"]: int(r.get(f"{direction}_bytes", 0)) for r in snapshot.rounds})
+    return list(accumulate(of_round[record["round"]] for record in snapshot.rounds))
 
 
-def total_bytes(snapshot: Snapshot, direction: str) -> int:
-    """All bytes of a direction: the summary's figure, else the ledger's, else the sum over rounds."""
-    if f"{direction}_bytes" in snapshot.summary:
-        return int(snapshot.summary[f"{direction}_bytes"])
-    ledger = [row.bytes for row in byte_rows(snapshot) if row.direction == direction]
-    return sum(ledger) if ledger else (cumulative_bytes(snapshot, direction) or [0])[-1]
+def method_bytes(snapshot: Snapshot, direction: str) -> int:
+    """What the method itself sent: the summary's figure, else the sum of the rounds' own; see the ledger for the rest.
+
+    Args:
+        snapshot: The run.
+        direction: ``uplink`` or ``downlink``.
+    """
+    key = f"{direction}_bytes"
+    return int(snapshot.summary.get(key, sum(record.get(key, 0) for record in snapshot.rounds)))
 
 
 def phase_seconds(snapshot: Snapshot) -> list[dict[str, float]]:

@@ -33,6 +33,7 @@ def round_figures(snapshot: Snapshot, results: Sequence[Result]) -> list[str]:
         figures.append(_figure("bits", "Bits per character by round", lines, "bits per character"))
     loss = [
         Line("test", _points(snapshot, "loss"), "accent"),
+        Line("validation", _points(snapshot, "validation_loss"), "accent", "--"),
         Line("training", _points(snapshot, "train_loss"), "green", "--"),
     ]
     if any(line.points for line in loss):
@@ -59,9 +60,9 @@ def clients_chart(
     clients: Sequence[breakdown.ClientRow], spread: breakdown.Spread, figure: str
 ) -> str:
     """Each client's test accuracy or loss, the worst first."""
-    values = [(row.name or str(row.partition_id), getattr(row, figure)) for row in clients]
-    known = [(f"{name[:24]} ({row.partition_id})" if row.name else name, value)
-             for row, (name, value) in zip(clients, values, strict=True) if value is not None]  # fmt: skip
+    known = [
+        (row.label, getattr(row, figure)) for row in clients if getattr(row, figure) is not None
+    ]
     known.sort(key=lambda pair: pair[1], reverse=figure == "loss")
     title = f"Test {figure} by client"
     drawn = client_figure(known, spread.mean, f"test {figure}")

@@ -151,7 +151,7 @@ class RunDirectory:
         Damaged lines go too, wherever they are; records that belong to no round stay.
 
         Args:
-            server_round: The last round to keep; 0 keeps what was measured before the first one.
+            server_round: The last round to keep; 0 keeps what was measured before the first one, -1 no round at all.
         """
         lines = _lines(self.path / METRICS)
         kept = [line for line in lines if _belongs(_parse(line), server_round)]
@@ -213,7 +213,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _belongs(record: dict[str, Any] | None, server_round: int) -> bool:
-    return record is not None and (record.get("round") or 0) <= server_round
+    return record is not None and (record.get("round") is None or record["round"] <= server_round)
 
 
 def _cut_torn_tail(path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedllm_flwr.errors import FedLLMError
-from fedllm_flwr.runs.breakdown import total_bytes
+from fedllm_flwr.runs.breakdown import method_bytes
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.snapshot import Snapshot
 from fedllm_flwr.runs.units import human_figure
@@ -128,7 +128,7 @@ def _row(path: Path, name: str) -> Row:
     figures = {key: reported[key] for key in QUALITIES if key in reported}
     if snapshot.rounds:
         figures["seconds"] = sum(record.get("seconds", 0.0) for record in snapshot.rounds)
-        figures |= {f"{way}_bytes": total_bytes(snapshot, way) for way in ("uplink", "downlink")}
+        figures |= {f"{way}_bytes": method_bytes(snapshot, way) for way in ("uplink", "downlink")}
     figures |= {
         key: snapshot.summary[key] for key in (*QUALITIES, *COSTS) if key in snapshot.summary
     }

@@ -71,10 +71,13 @@ def write_report(run: RunDirectory) -> Path:
 def _facts(snapshot: Snapshot) -> str:
     seconds = snapshot.summary.get("seconds", sum(r.get("seconds", 0.0) for r in snapshot.rounds))
     memory = max((r.get("server_memory_bytes", 0) for r in snapshot.rounds), default=0)
+    sent = [
+        (way, (breakdown.cumulative_bytes(snapshot, way) or [0])[-1])
+        for way in ("uplink", "downlink")
+    ]
     pairs = [
         ("rounds", f"{snapshot.completed_rounds} of {snapshot.planned_rounds}"),
-        ("uplink", human_bytes(breakdown.total_bytes(snapshot, "uplink"))),
-        ("downlink", human_bytes(breakdown.total_bytes(snapshot, "downlink"))),
+        *((way, human_bytes(count)) for way, count in sent),
         ("time", human_seconds(seconds)),
     ]
     pairs += [("server memory", human_bytes(memory))] if memory else []
@@ -98,19 +101,20 @@ def _result_table(results: list[Result]) -> str:
         ]
         worst = [human_figure(row.worst_client_accuracy)] if has_worst else []
         rows.append([row.label, *figures, *worst, row.detail])
-    missing = [
-        label for name, label in BASELINES.items() if name not in {row.name for row in results}
+    has_interval = any(row.interval for row in results)
+    caption = "Test figures" + (
+        "; ranges are 95 % intervals of the accuracy" if has_interval else ""
+    )
+    measured = {row.name for row in results}
+    # A task that is not classified has no majority class and no bag of words.
+    possible = [
+        n for n in BASELINES if "accuracy" in shown or n not in ("majority", "bag_of_words")
     ]
-    return page.table(
-        "Test figures; ranges are 95 % intervals of the accuracy",
-        header,
-        rows,
-        text_columns=(0, len(header) - 1),
-        marked=[i for i, row in enumerate(results) if row.name == FEDERATED],
-    ) + (
-        page.paragraph(f"Not measured in this run: {', '.join(missing)}.", "note")
-        if missing
-        else ""
+    missing = ", ".join(BASELINES[name].lower() for name in possible if name not in measured)
+    ours = [i for i, row in enumerate(results) if row.name == FEDERATED]
+    table = page.table(caption, header, rows, text_columns=(0, len(header) - 1), marked=ours)
+    return table + (
+        page.paragraph(f"Not measured in this run: {missing}.", "note") if missing else ""
     )
 
 
@@ -119,12 +123,13 @@ def _round_table(snapshot: Snapshot) -> str:
         "round": "round",
         "train_loss": "training loss",
         "loss": "test loss",
+        "validation_loss": "validation loss",
         "bits_per_character": "bits per character",
         "accuracy": "accuracy",
         "validation_accuracy": "validation accuracy",
         "worst_client_accuracy": "worst client",
-        "uplink_bytes": "uplink",
-        "downlink_bytes": "downlink",
+        "uplink_bytes": "training uplink",
+        "downlink_bytes": "training downlink",
         "seconds": "time",
     }
     shown = {key: name for key, name in columns.items() if any(key in r for r in snapshot.rounds)}
@@ -177,20 +182,18 @@ def _clients(snapshot: Snapshot, metric: str) -> list[str]:
 
 
 def _client_table(clients: list[breakdown.ClientRow]) -> str:
-    header = ["client", "name", "rank", "rounds", "examples", "steps", "tokens", "CPU time", "training loss",
+    header = ["client", "rank", "rounds", "examples", "steps", "tokens", "CPU time", "training loss",
               "test rows", "accuracy", "test loss"]  # fmt: skip
     rows: list[list[str | Cell]] = [
         [
-            str(row.partition_id), row.name, human_figure(row.rank), human_figure(row.rounds),
+            row.label, human_figure(row.rank), human_figure(row.rounds),
             human_figure(row.num_examples), human_figure(row.steps), human_figure(row.tokens),
             human_seconds(row.cpu_seconds), human_figure(row.train_loss), human_figure(row.test_rows),
             Cell(human_figure(row.accuracy), _range(row.interval)), human_figure(row.loss),
         ]
         for row in clients
     ]  # fmt: skip
-    return page.table(
-        "Clients, the worst first; ranges are 95 % intervals", header, rows, text_columns=(0, 1)
-    )
+    return page.table("Clients, the worst first; ranges are 95 % intervals", header, rows)
 
 
 def _group_table(snapshot: Snapshot) -> str:

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedllm_flwr.runs.directory import RunDirectory
-from fedllm_flwr.runs.results import FEDERATED, METRICS, headline, result_rows
+from fedllm_flwr.runs.results import FEDERATED, METRICS, Result, headline, result_rows
 from fedllm_flwr.runs.snapshot import Snapshot
 from fedllm_flwr.runs.units import human_figure
 
@@ -28,31 +28,34 @@ def render_result_table(run: RunDirectory, console: Console | None = None) -> st
     console = console or Console()
     snapshot = Snapshot.read(run)
     rows = result_rows(snapshot)
-    table = Table(
-        title=f"{snapshot.experiment} ({snapshot.status})",
-        title_justify="left",
-        box=table_box(console),
-    )
-    shown = [metric for metric in METRICS if any(row.value(metric) is not None for row in rows)]
+    title = Text(f"{snapshot.experiment}: {snapshot.status}")
+    table = Table(title=title, title_justify="left", box=table_box(console))
+    columns = _columns(rows)
     table.add_column("method")
-    for name in (*(METRICS[metric] for metric in shown), "95 % interval", "worst client"):
+    for name in columns:
         table.add_column(name, justify="right")
-    for row in rows:
-        interval = (
-            f"{row.interval[0]:.3f} to {row.interval[1]:.3f}"
-            if row.interval
-            else human_figure(None)
-        )
-        figures = [human_figure(row.value(metric)) for metric in shown]
+    for position, row in enumerate(rows):
         style = "bold" if row.name == FEDERATED else ""
         table.add_row(
-            Text(row.label),
-            *figures,
-            interval,
-            human_figure(row.worst_client_accuracy),
-            style=style,
+            Text(row.label), *(cells[position] for cells in columns.values()), style=style
         )
     return print_tables(console, [table] if rows else [], " ".join(headline(snapshot, rows)))
+
+
+def _columns(rows: list[Result]) -> dict[str, list[str]]:
+    """The cells of each column in which any row has a figure; the interval stands beside its accuracy."""
+    columns = {METRICS[metric]: [row.value(metric) for row in rows] for metric in METRICS}
+    columns["worst client"] = [row.worst_client_accuracy for row in rows]
+    shown = {}
+    for name, values in columns.items():
+        if any(value is not None for value in values):
+            shown[name] = [human_figure(value) for value in values]
+        if name == METRICS["accuracy"] and any(row.interval for row in rows):
+            shown["95 % interval"] = [
+                f"{row.interval[0]:.3f} to {row.interval[1]:.3f}" if row.interval else "–"
+                for row in rows
+            ]
+    return shown
 
 
 def print_tables(console: Console, tables: list[Table], text: str = "") -> str:

@@ -18,6 +18,7 @@ TAGS = {
     "validation_accuracy": "accuracy/validation",
     "worst_client_accuracy": "accuracy/worst_client",
     "loss": "loss/test",
+    "validation_loss": "loss/validation",
     "train_loss": "loss/training",
     "bits_per_character": "loss/bits_per_character",
     "seconds": "seconds/round",

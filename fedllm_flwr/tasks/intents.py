@@ -46,7 +46,11 @@ LANGUAGES = tuple(FILLERS)
 CELL_ROWS: Mapping[Split, int] = {"train": 24, "validation": 8, "test": 16}
 """Rows of each (language, intent) cell."""
 
-TEMPLATES = (Template("request", "Request: {text}\nTopic:"),)
+TEMPLATES = (
+    Template("about", "Smart home request: {text}\nThis request is about the"),
+    Template("keyword", "{text}\nKeyword:"),
+    Template("list", f"Topics: {', '.join(INTENTS.values())}.\nRequest: {{text}}\nTopic:"),
+)
 ATTEMPTS_PER_ROW = 200
 
 

@@ -58,9 +58,9 @@ class Prompt:
                 f"question once, got it {rendered.count(MARK)} times"
             )
         prefix, suffix = rendered.split(MARK)
-        # Byte-pair vocabularies write a word and the space before it as one token, so a space
-        # between two pieces belongs to the later one.
-        stripped = prefix.rstrip(" ")
+        # Byte-pair vocabularies join a word with the space before it, and split line breaks before a
+        # word otherwise than at an end, so white space between two pieces belongs to the later one.
+        stripped = prefix.rstrip()
         self._space = prefix[len(stripped) :]
         start = [] if chat else self._leading_tokens()  # a chat template writes its own
         self.before = [*start, *self._special(stripped)]

@@ -27,8 +27,16 @@ TOPICS = {
 }
 """Reuters' topic codes and the word that a model says for each."""
 
-WORDS = ", ".join(TOPICS.values())
-TEMPLATES = (Template("topic", "News: {text}\nTopic:"),)
+TEMPLATES = (
+    Template("topic", "News: {text}\nTopic:"),
+    Template("about", "{text}\nThis news is about"),
+    Template(
+        "chat",
+        "{text}",
+        chat=True,
+        system=f"Name the topic of the news text: {', '.join(TOPICS.values())}.",
+    ),
+)
 HEADER_ROWS = 3
 VALIDATION_FRACTION = 0.1
 

@@ -90,7 +90,8 @@ def hold_out(
 
     Args:
         rows: What to divide.
-        fraction: Share of the units that is held out, in (0, 1); at least one unit if there are two.
+        fraction: Share of the units that is held out, in (0, 1); of two or more units, at least one
+            is held out and at least one is kept.
         seed: The experiment's seed.
         purpose: Distinguishes divisions made with one seed.
         unit: Rows with the same unit (sentences of one document, copies of one text) stay together;
@@ -102,7 +103,7 @@ def hold_out(
     first: dict[str, Row] = {}
     for row in rows:
         first.setdefault(unit(row), row)
-    count = max(round(fraction * len(first)), min(1, len(first) - 1))
+    count = max(0, min(max(1, round(fraction * len(first))), len(first) - 1))
     held = spread(
         list(first),
         count,

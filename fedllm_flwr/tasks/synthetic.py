@@ -36,24 +36,31 @@ def load(options: TaskOptions, seed: int) -> Task:
     """Generated rows, the same number for each topic.
 
     Args:
-        options: Only ``name`` is read here.
+        options: Row counts above ``SPLIT_ROWS`` are met with further rows; the first rows stay the same.
         seed: Decides every word.
     """
+    asked = {
+        "train": options.train_rows,
+        "validation": options.validation_rows,
+        "test": options.test_rows,
+    }
     return Task(
         name=options.name,
         kind="classification",
-        splits={split: _rows(split, seed) for split in SPLITS},
+        splits={
+            split: _rows(split, max(SPLIT_ROWS[split], asked[split]), seed) for split in SPLITS
+        },
         label_names=tuple(TOPIC_WORDS),
         label_words=tuple(TOPIC_WORDS),
         templates=(Template("topic", "{text}\nTopic:"), Template("about", "{text} is about")),
     )
 
 
-def _rows(split: Split, seed: int) -> tuple[Row, ...]:
+def _rows(split: Split, count: int, seed: int) -> tuple[Row, ...]:
     random = numpy_generator(seed, "synthetic", split)
     topics = list(TOPIC_WORDS.items())
     rows = []
-    for number in range(SPLIT_ROWS[split]):
+    for number in range(count):
         label = number % len(topics)
         topic, own = topics[label]
         words = [

@@ -103,7 +103,9 @@ def test_touched_copy_is_compared_and_kept(
     assert '"mtime_ns": 5' in (folder / CHECKSUMS).read_text()
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"model.safetensors": 1}', "[]", '{"gone": {}}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", '{"model.safetensors": 1}', "[]", "{}", "5", '{"gone": {}}']
+)
 def test_unreadable_record_means_rebuild(ref: ModelRef, content: str) -> None:
     folder = converted(ref, "bfloat16")
     (folder / CHECKSUMS).write_text(content)
@@ -147,6 +149,7 @@ print(converted(ModelRef("path", path={path!r}), "bfloat16"), flush=True)
 """
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_converts(
     ref: ModelRef, own_cache: Path, start_python: Callable[..., "Popen[str]"]
 ) -> None:

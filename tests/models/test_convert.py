@@ -2,11 +2,15 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from fedllm_flwr.errors import AssetError
+from fedllm_flwr.models.cache import converted
+from fedllm_flwr.models.catalog import ModelRef
 from fedllm_flwr.models.convert import STEPS, convert, single_file
 from fedllm_flwr.models.progress import StepReport
-from fedllm_flwr.models.sources import WeightSource
+from fedllm_flwr.models.sources import WeightSource, find_source
 
 
 def test_pieces_are_joined_and_removed(tmp_path: Path) -> None:
@@ -47,3 +51,27 @@ def test_folder_that_is_no_language_model_is_one_line(checkpoint: Path, tmp_path
     ):
         convert(source, "bfloat16", tmp_path / "out", report)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.assets
+@pytest.mark.slow
+def test_dequantised_weights_are_the_gguf_files_own() -> None:
+    """The oracle is the gguf package, tensor by tensor and without transformers."""
+    gguf = pytest.importorskip("gguf")
+    ref = ModelRef("smollm2_135m")
+    (file,) = find_source(ref).files
+    wanted = {
+        "blk.3.ffn_up.weight": "model.layers.3.mlp.up_proj.weight",
+        "blk.29.attn_v.weight": "model.layers.29.self_attn.v_proj.weight",
+        "output_norm.weight": "model.norm.weight",
+        "token_embd.weight": "model.embed_tokens.weight",
+    }
+    checked = 0
+    with safe_open(converted(ref, "bfloat16") / "model.safetensors", "pt") as copy:
+        for tensor in gguf.GGUFReader(file).tensors:
+            if tensor.name in wanted:
+                values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+                expected = torch.tensor(values).to(torch.bfloat16)
+                assert torch.equal(copy.get_tensor(wanted[tensor.name]), expected), tensor.name
+                checked += 1
+    assert checked == len(wanted)

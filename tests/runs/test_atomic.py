@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedllm_flwr.runs.atomic import plain, write_bytes, write_json
@@ -59,6 +59,7 @@ def test_the_content_is_on_the_disk_before_the_name_points_at_it(
     assert calls == ["fsync", "replace", "fsync"]
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats() | st.text(),

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedllm_flwr.runs.breakdown import (
@@ -8,9 +8,9 @@ from fedllm_flwr.runs.breakdown import (
     client_rows,
     cumulative_bytes,
     group_rows,
+    method_bytes,
     phase_seconds,
     spread,
-    total_bytes,
 )
 from fedllm_flwr.runs.results import wilson_interval
 from fedllm_flwr.runs.snapshot import Snapshot
@@ -63,6 +63,11 @@ def test_clients_that_only_trained_or_only_were_evaluated_are_there_and_pooled_r
     ]
 
 
+def test_a_clients_label_is_short_and_names_its_id() -> None:
+    labels = [ClientRow(partition_id=3, name=name).label for name in ("", "x" * 24, "x" * 25)]
+    assert labels == ["client 3", "x" * 24 + " (3)", "x" * 23 + "… (3)"]
+
+
 def of(values: list[float]) -> list[ClientRow]:
     return [ClientRow(partition_id=i, accuracy=v, loss=1 - v) for i, v in enumerate(values)]
 
@@ -87,6 +92,7 @@ def test_spread_by_hand() -> None:
     assert spread([ClientRow(partition_id=0)], "accuracy") is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
 def test_spread_is_ordered(values: list[float]) -> None:
     found = spread(of(values), "accuracy")
@@ -126,25 +132,31 @@ def test_the_byte_ledger(make_run) -> None:
         )
     }
     assert cumulative_bytes(snapshot, "uplink") == [
-        0,
-        8_001_600,
-        16_003_200,
-        24_004_800,
-        32_006_400,
+        1_600,
+        8_003_200,
+        16_004_800,
+        24_006_400,
+        32_008_000,
     ]
-    assert total_bytes(snapshot, "uplink") == 32_008_000
 
 
-def test_total_bytes_without_a_summary_or_a_ledger(make_run) -> None:
-    assert (
-        total_bytes(Snapshot.read(make_run(rounds=1, finished=False)), "uplink")
-        == 1_600 + 8_001_600
-    )
+def test_without_a_ledger_the_rounds_tell_the_bytes(make_run) -> None:
     run = make_run("bare", rounds=None, finished=False)
-    assert total_bytes(Snapshot.read(run), "uplink") == 0
-    for number in (1, 2):
-        run.append({"kind": "round", "round": number, "uplink_bytes": 500})
-    assert total_bytes(Snapshot.read(run), "uplink") == 1000
+    assert cumulative_bytes(Snapshot.read(run), "uplink") == []
+    for number in (0, 1, 2):
+        run.append({"kind": "round", "round": number, "uplink_bytes": 500 * min(number, 1)})
+    assert cumulative_bytes(Snapshot.read(run), "uplink") == [0, 500, 1000]
+    assert cumulative_bytes(Snapshot.read(run), "downlink") == [0, 0, 0]
+
+
+def test_what_the_method_sent_is_the_summarys_figure_else_the_rounds_own(make_run) -> None:
+    assert (
+        method_bytes(Snapshot.read(make_run(rounds=2, finished=False)), "uplink") == 2 * 8_001_600
+    )
+    run = make_run("finished")
+    run.write_summary({"uplink_bytes": 5})
+    assert method_bytes(Snapshot.read(run), "uplink") == 5
+    assert method_bytes(Snapshot.read(make_run("none", rounds=None, finished=False)), "uplink") == 0
 
 
 def test_phases_add_up_to_the_wall_time(make_run) -> None:

@@ -26,13 +26,22 @@ def test_what_was_not_measured_has_no_figure(tmp_path) -> None:
     run = RunDirectory.create(tmp_path / "run", {})
     assert round_figures(Snapshot.read(run), []) == []
     assert time_figure(Snapshot.read(run)) == ""
-    run.append({"kind": "round", "round": 1, "loss": 2.0, "bits_per_character": 1.0})
+    run.append(
+        {
+            "kind": "round",
+            "round": 1,
+            "loss": 2.0,
+            "validation_loss": 2.1,
+            "bits_per_character": 1.0,
+        }
+    )
     run.append({"kind": "baseline", "name": "zero_shot", "bits_per_character": 1.5})
     snapshot = Snapshot.read(run)
     bits, loss = round_figures(snapshot, result_rows(snapshot))
     assert "Bits per character by round" in bits
     assert ">zero-shot base model</text>" in bits
     assert "Loss by round" in loss
+    assert ">validation</text>" in loss
 
 
 def test_clients_are_named_with_their_ids(make_run) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis.extra import numpy as npst
 
 from fedllm_flwr.runs import checkpoints
@@ -72,6 +72,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert got.arrays[name].tobytes() == array.tobytes()
 
 
+@settings(max_examples=30, deadline=None)
 @given(
     npst.arrays(
         npst.integer_dtypes() | npst.floating_dtypes(endianness="<", sizes=(16, 32, 64)),

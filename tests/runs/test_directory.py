@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedllm_flwr.errors import ConfigError, DataError
@@ -93,6 +93,7 @@ def test_a_record_that_json_cannot_hold_writes_nothing(run: RunDirectory) -> Non
     assert run.records() == []
 
 
+@settings(deadline=None)
 @given(cut=st.integers(0, 200))
 def test_however_a_kill_tears_the_file_whole_lines_survive(
     tmp_path_factory: pytest.TempPathFactory, cut: int
@@ -144,6 +145,17 @@ def test_a_resume_forgets_later_rounds_and_damage_only(run: RunDirectory) -> Non
     run.append({"kind": "round", "round": 2})
     assert run.records()[-1] == {"kind": "round", "round": 2}
     assert sorted(os.listdir(run.path)) == ["manifest.json", "metrics.jsonl"]
+
+
+def test_forgetting_all_rounds_keeps_what_belongs_to_none(run: RunDirectory) -> None:
+    for record in (
+        {"kind": "baseline", "name": "majority"},
+        {"kind": "round", "round": 0},
+        {"kind": "event", "round": None},
+    ):
+        run.append(record)
+    run.truncate_after(-1)
+    assert [record["kind"] for record in run.records()] == ["baseline", "event"]
 
 
 def test_truncation_keeps_the_bytes_of_what_stays(run: RunDirectory) -> None:

@@ -1,7 +1,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedllm_flwr.runs.figures import (
@@ -44,6 +44,7 @@ def test_byte_axes_have_units() -> None:
     assert axes.get_ylim()[0] == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=12), st.floats(0.01, 0.1))
 def test_names_are_moved_apart_as_little_as_possible(heights: list[float], gap: float) -> None:
     moved = spread_out(heights, gap)

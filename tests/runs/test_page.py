@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedllm_flwr.runs import page
@@ -27,6 +27,7 @@ def test_every_text_is_escaped(parse_page) -> None:
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", source)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_comes_back_as_a_reader_sees_it(text: str) -> None:
     import html

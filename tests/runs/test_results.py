@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedllm_flwr.runs.directory import RunDirectory
@@ -163,6 +163,7 @@ def test_wilson_against_a_published_value() -> None:
         assert wilson_interval(*counts) == pytest.approx(interval, abs=5e-5)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10_000), st.data())
 def test_an_interval_holds_the_fraction_and_mirrors(total: int, data: st.DataObject) -> None:
     correct = data.draw(st.integers(0, total))

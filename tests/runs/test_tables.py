@@ -2,6 +2,7 @@ import io
 
 from rich.console import Console
 
+from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.tables import render_result_table
 
 
@@ -11,20 +12,20 @@ def test_a_pipe_gets_a_plain_table(make_run, capsys) -> None:
     assert captured.out == text
     assert captured.err == ""
     lines = text.splitlines()
-    assert lines[0] == "r8_demo (finished)"
+    assert lines[0] == "r8_demo: finished"
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in lines
         if line.startswith("|")
     ]
-    assert cells[0] == ["method", "accuracy", "loss", "95 % interval", "worst client"]
+    assert cells[0] == ["method", "accuracy", "95 % interval", "loss", "worst client"]
     assert cells[1:] == [
-        ["Majority class", "0.438", "–", "0.355 to 0.524", "0.125"],
-        ["Bag of words", "0.875", "–", "0.807 to 0.922", "0.750"],
-        ["Zero-shot base model", "0.375", "1.900", "0.296 to 0.461", "0.250"],
-        ["Local-only training", "0.812", "0.800", "0.736 to 0.871", "–"],
-        ["Centralised training", "0.953", "0.220", "0.902 to 0.978", "–"],
-        ["Federated (fedlora)", "0.938", "1.062", "0.882 to 0.968", "0.875"],
+        ["Majority class", "0.438", "0.355 to 0.524", "–", "0.125"],
+        ["Bag of words", "0.875", "0.807 to 0.922", "–", "0.750"],
+        ["Zero-shot base model", "0.375", "0.296 to 0.461", "1.900", "0.250"],
+        ["Local-only training", "0.812", "0.736 to 0.871", "0.800", "–"],
+        ["Centralised training", "0.953", "0.902 to 0.978", "0.220", "–"],
+        ["Federated (fedlora)", "0.938", "0.882 to 0.968", "1.062", "0.875"],
     ]
     assert lines[-1].startswith("fedlora reached 0.938 accuracy")
     assert lines[-1].endswith("It beats the bag of words (0.875) by 0.062.")
@@ -55,3 +56,15 @@ def test_markup_in_names_is_shown_as_it_is(make_run, capsys) -> None:
     run = make_run(rounds=1, finished=False)
     run.append({"kind": "baseline", "name": "[red]mine[/red]", "accuracy": 0.5})
     assert "[red]mine[/red]" in render_result_table(run)
+
+
+def test_columns_without_any_figure_are_left_out(tmp_path, capsys) -> None:
+    run = RunDirectory.create(tmp_path / "run", {"experiment": "[red]"})
+    run.append({"kind": "round", "round": 1, "rounds": 1, "loss": 2.5, "bits_per_character": 1.25})
+    title, _, header, *_ = render_result_table(run).splitlines()
+    assert title == "[red]: unfinished (1 of 1 rounds)"
+    assert [cell.strip() for cell in header.strip("|").split("|")] == [
+        "method",
+        "bits per character",
+        "loss",
+    ]

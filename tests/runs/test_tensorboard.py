@@ -28,11 +28,11 @@ def test_the_curves_come_back_by_round(make_run) -> None:
         (4, 0.375),
     ]
     assert [e.value for e in events.Scalars("bytes/uplink")] == [
-        0,
-        8_001_600,
-        16_003_200,
-        24_004_800,
-        32_006_400,
+        1_600,
+        8_003_200,
+        16_004_800,
+        24_006_400,
+        32_008_000,
     ]
     assert [e.value for e in events.Scalars("seconds/train")] == [40.0] * 4
     assert set(events.Tags()["scalars"]) == {

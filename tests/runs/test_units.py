@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedllm_flwr.runs.units import human_bytes, human_figure, human_seconds
@@ -27,6 +27,7 @@ def test_bytes(count: float, text: str) -> None:
     assert human_bytes(count) == text
 
 
+@settings(deadline=None)
 @given(st.integers(1000, 10**17))
 def test_bytes_are_right_to_three_figures(count: int) -> None:
     number, unit = human_bytes(count).split(" ")
@@ -55,6 +56,7 @@ def test_seconds(seconds: float, text: str) -> None:
     assert human_seconds(seconds) == text
 
 
+@settings(deadline=None)
 @given(st.floats(60, 1e7))
 def test_seconds_are_right_to_the_smaller_unit(seconds: float) -> None:
     sizes = {"d": 86_400, "h": 3_600, "min": 60, "s": 1}

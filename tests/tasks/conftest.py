@@ -4,10 +4,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-WORDS = (
-    "<s> </s> <|turn|> user assistant system News : Topic Answer the of a ? . one two three four five "
-    "six alpha beta gamma delta is Label"
-).split()
+WORDS = [
+    *("user", "assistant", "system", "News", ":", "Topic", "Answer", "the", "of", "a", "?", "."),
+    *("one", "two", "three", "four", "five", "six", "alpha", "beta", "gamma", "is", "Label"),
+]
 CHAT = (
     "{% for m in messages %}{{ '<|turn|>' + m['role'] + '\n' + m['content'] + '</s>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|turn|>assistant\n' }}{% endif %}"
@@ -15,19 +15,17 @@ CHAT = (
 
 
 def make_tokenizer(chat_template=None, *, bos=False):
-    """Bytes of the text become tokens, as in byte-level BPE without merges, plus whole words."""
+    """Byte-level BPE that knows some words, with and without the space before them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<s>": 0, "</s>": 1, "<|turn|>": 2}
-    for piece in alphabet:
-        vocabulary[piece] = len(vocabulary)
+    pieces = ["<s>", "</s>", "<|turn|>", *alphabet]
     merges = []
-    for word in WORDS[3:]:
-        for spelled in (word, f"Ġ{word}"):
-            for end in range(2, len(spelled) + 1):
-                if spelled[:end] not in vocabulary:
-                    vocabulary[spelled[:end]] = len(vocabulary)
-                    merges.append((spelled[: end - 1], spelled[end - 1]))
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    for word in WORDS:
+        for end in range(2, len(word) + 1):
+            merges.append((word[: end - 1], word[end - 1]))
+        merges.append(("Ġ", word))
+    pieces += [left + right for left, right in merges]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(dict.fromkeys(merges))))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     if bos:

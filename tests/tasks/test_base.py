@@ -19,7 +19,9 @@ def make_task(**changes):
 
 @pytest.mark.parametrize("text", ["no place", "{text} and {text}"])
 def test_a_template_has_one_place_for_the_text(text):
-    with pytest.raises(ConfigError, match=r"^template t: expected \{text\} once, found it [02] times"):
+    with pytest.raises(
+        ConfigError, match=r"^template t: expected \{text\} once, found it [02] times"
+    ):
         Template("t", text)
 
 
@@ -30,7 +32,9 @@ def test_the_empty_template_name_is_the_default():
 
 
 def test_an_unknown_template_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"^task toy: unknown template 'x', expected one of first, "):
+    with pytest.raises(
+        ConfigError, match=r"^task toy: unknown template 'x', expected one of first, "
+    ):
         make_task().template("x")
 
 
@@ -52,5 +56,7 @@ def test_lists_in_options_become_hashable():
 )
 def test_row_counts_have_a_least_value(field, least):
     TaskOptions(name="x", **{field: least})
-    with pytest.raises(ConfigError, match=rf"^task\.{field}: expected >= {least}, got {least - 1}$"):
+    with pytest.raises(
+        ConfigError, match=rf"^task\.{field}: expected >= {least}, got {least - 1}$"
+    ):
         TaskOptions(name="x", **{field: least - 1})

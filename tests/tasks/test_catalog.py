@@ -27,7 +27,9 @@ def test_the_table_is_closed_and_an_unknown_name_lists_it():
     ],
 )
 def test_an_option_that_the_task_ignores_is_refused(name, option, value):
-    with pytest.raises(ConfigError, match=rf"^task\.{option}: .* task {name} does not read it, got "):
+    with pytest.raises(
+        ConfigError, match=rf"^task\.{option}: .* task {name} does not read it, got "
+    ):
         check_options(TaskOptions(name=name, **{option: value}))
 
 

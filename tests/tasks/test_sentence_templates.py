@@ -29,7 +29,10 @@ def sentences(template, rules=RULES, draws=300):
         ("{timer:minutes} left", {"TIMER left"}),
         ("<nested>", {"turn", "switch", "turn now", "switch now"}),
         ("[[a] b] c", {"a b c", "b c", "c"}),
-        ("(turn (x;(up|down)) to)", {"turn x up to", "turn x down to", "turn up x to", "turn down x to"}),
+        (
+            "(turn (x;(up|down)) to)",
+            {"turn x up to", "turn x down to", "turn up x to", "turn down x to"},
+        ),
     ],
 )
 def test_every_sentence_of_a_template_is_reached_and_no_other(template, expected):
@@ -61,5 +64,9 @@ def test_an_unknown_rule_is_named():
 
 def test_slots_are_found_through_rules_and_groups():
     rules = {"where": parse("in [<the>] {area}"), "the": parse("the")}
-    assert slots(parse("[{name}] (<where>|{floor:f}) <unknown>"), rules) == {"name", "area", "floor"}
+    assert slots(parse("[{name}] (<where>|{floor:f}) <unknown>"), rules) == {
+        "name",
+        "area",
+        "floor",
+    }
     assert slots(parse("plain"), rules) == set()

@@ -44,18 +44,25 @@ def test_splits_are_balanced_by_domain_and_label():
 
 
 def test_an_unknown_domain_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"^task\.domains: expected some of movie, amazon, tweets, "):
+    with pytest.raises(
+        ConfigError, match=r"^task\.domains: expected some of movie, amazon, tweets, "
+    ):
         vader.load(TaskOptions(name="vader_sentiment", domains=("songs",)), 0)
 
 
 @pytest.mark.parametrize("line", ["2\tgood\tA film.", "2\t1.5", "2"])
 def test_a_line_without_a_rating_is_named(line, monkeypatch):
     monkeypatch.setattr(vader, "_member", lambda _: f"1\t2.5\tGreat.\n{line}\n")
-    with pytest.raises(DataError, match=r"^movieReviewSnippets_GroundTruth\.txt, line 2, column 2: "):
+    with pytest.raises(
+        DataError, match=r"^movieReviewSnippets_GroundTruth\.txt, line 2, column 2: "
+    ):
         vader.read_domain("movie")
 
 
 def test_ratings_near_zero_are_left_out(monkeypatch):
     text = "1\t0.99\tMeh.\n2\t1.0\tGood.\n3\t-0.99\tHm.\n4\t-1.0\tBad.\n"
     monkeypatch.setattr(vader, "_member", lambda _: text)
-    assert [(row.text, row.label) for row in vader.read_domain("nyt")] == [("Good.", 1), ("Bad.", 0)]
+    assert [(row.text, row.label) for row in vader.read_domain("nyt")] == [
+        ("Good.", 1),
+        ("Bad.", 0),
+    ]

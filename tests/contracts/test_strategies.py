@@ -1,0 +1,90 @@
+"""What every strategy promises, whatever its rule, its sharing or its server optimizer."""
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord
+
+Fixture = Callable[..., Any]
+
+
+def test_hosting_does_not_matter(
+    case: str, configured: Fixture, play: Fixture, undisturbed: Fixture
+) -> None:
+    for nodes in (1, 4):
+        assert play(configured(case, f"runtime.num_nodes={nodes}")).sha == undisturbed(case).sha
+
+
+def test_batched_training_agrees_to_rounding(
+    case: str, configured: Fixture, play: Fixture, undisturbed: Fixture
+) -> None:
+    batched = play(configured(case, "runtime.num_nodes=1", "runtime.cohort_tokens=4096"))
+    for layer in undisturbed(case).strategy.model.factors:
+        # float32 sums in another order; Adam's division by small second moments makes 1e-7 of it about 1e-4
+        np.testing.assert_allclose(
+            batched.product(layer), undisturbed(case).product(layer), rtol=0, atol=2e-4
+        )
+
+
+def test_every_checkpoint_leads_to_the_same_end(
+    case: str, configured: Fixture, play: Fixture, undisturbed: Fixture, tmp_path: Path
+) -> None:
+    config = configured(case, "keep_checkpoints=9")
+    for last in range(config.num_rounds):
+        folder = tmp_path / str(last)
+        shutil.copytree(undisturbed(case).run.path, folder)
+        for later in range(last + 1, config.num_rounds + 1):
+            shutil.rmtree(folder / "checkpoints" / f"round-{later:04d}")
+        resumed = play(config, folder=folder)
+        assert resumed.sha == undisturbed(case).sha, f"resumed after round {last}"
+        done = [record["round"] for record in resumed.run.records("round")]
+        assert done == list(range(config.num_rounds + 1))
+
+
+def test_order_of_replies_does_not_matter(
+    case: str, configured: Fixture, play: Fixture, undisturbed: Fixture, edge_grid: Fixture
+) -> None:
+    backwards = edge_grid(4, lambda asked, replies: replies[::-1])
+    assert play(configured(case), grid=backwards).sha == undisturbed(case).sha
+
+
+def test_clients_in_flight_do_not_matter(
+    case: str, configured: Fixture, play: Fixture, undisturbed: Fixture
+) -> None:
+    assert play(configured(case, "runtime.clients_per_wave=1")).sha == undisturbed(case).sha
+
+
+def test_runs_under_flowers_own_loop(
+    case: str, configured: Fixture, play: Fixture, undisturbed: Fixture
+) -> None:
+    theirs = play(configured(case), flower=True)
+    assert theirs.sha == undisturbed(case).sha
+    ours = undisturbed(case).result.arrays
+    assert isinstance(theirs.result.arrays, ArrayRecord)
+    assert list(theirs.result.arrays) == list(ours)
+    for name in ours:
+        np.testing.assert_array_equal(theirs.result.arrays[name].numpy(), ours[name].numpy())
+    metrics = theirs.result.train_metrics_clientapp
+    assert metrics == undisturbed(case).result.train_metrics_clientapp
+    assert sorted(metrics) == [1, 2, 3]
+
+
+def test_hooks_return_lists(case: str, undisturbed: Fixture) -> None:
+    played = undisturbed(case)
+    strategy, empty = played.strategy, ConfigRecord()
+    for hook in (strategy.configure_train, strategy.configure_evaluate):
+        assert type(hook(4, strategy.arrays(), empty, played.grid)) is list
+    strategy._left_to_train = []
+
+
+def test_training_moves_the_model_and_lowers_the_loss(case: str, undisturbed: Fixture) -> None:
+    losses = [r["train_loss"] for r in undisturbed(case).run.records("round") if r["round"]]
+    assert all(math.isfinite(loss) for loss in losses)
+    products = [
+        undisturbed(case).product(layer) for layer in undisturbed(case).strategy.model.factors
+    ]
+    assert max(np.abs(product).max() for product in products) > 1e-4
