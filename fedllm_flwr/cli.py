@@ -1,6 +1,7 @@
 """``fedllm``: Hydra's command line over runs, sweeps and everything that can be done with a run directory."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         resumed; 4 a verification failed or is inconclusive.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # stop the SuperLink that we started, then end
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return _main(given)
     except FedLLMError as error:

@@ -4,9 +4,12 @@ import dataclasses
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from flwr.serverapp import Grid
 
 from fedllm_flwr import records
@@ -80,7 +83,7 @@ def run(grid: Grid, config: RunConfig, out_dir: str | Path) -> dict[str, Any]:
     """
     quiet_flower(config.runtime.verbose)
     directory = open_or_create(config, Path(out_dir))
-    with Progress() as progress:
+    with only_writer(directory), Progress() as progress:
         journal = Journal(directory, config, progress)
         hosting = Hosting(grid, config.runtime.node_wait_seconds, journal.note, journal.count)
         saved = checkpoints.latest(directory.checkpoints, journal.note)
@@ -119,6 +122,22 @@ def _run(
     summary["learning_rate"] = rate
     journal.run.write_summary(summary)
     return summary
+
+
+@contextmanager
+def only_writer(directory: RunDirectory) -> Iterator[None]:
+    """Hold the run directory; the system lets go of it when this process ends, however it ends.
+
+    Raises:
+        ConfigError: Another process is writing to it.
+    """
+    try:
+        with FileLock(directory.path / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ConfigError(
+            f"{directory.path}: another process is running this experiment; wait or stop it"
+        ) from None
 
 
 def resumed_config(directory: RunDirectory, runtime: RuntimeConfig | None) -> RunConfig:

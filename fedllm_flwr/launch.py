@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from fedllm_flwr.config import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE, RunConfig
 from fedllm_flwr.core import run
@@ -119,7 +120,7 @@ def simulation_superlink(config: RunConfig) -> Iterator[SuperLink]:
         _wait_for_port(port, process, log)
         yield SuperLink(home, log, environment, process)
     finally:
-        stop_group(process)
+        stop_tree(process)
         shutil.rmtree(home, ignore_errors=True)
 
 
@@ -177,7 +178,9 @@ def _flower(
         nodes = min(config.runtime.num_nodes, config.partition.num_clients)
         cores = max(1, (os.cpu_count() or 1) // config.runtime.workers)
         gpus = config.runtime.gpus_per_worker
-        shares = f"client-resources-num-cpus={cores}" + (f" client-resources-num-gpus={gpus}" if gpus else "")
+        shares = f"client-resources-num-cpus={cores}" + (
+            f" client-resources-num-gpus={gpus}" if gpus else ""
+        )
         command += ["--federation-config", f"num-supernodes={nodes} {shares}"]
     submitted = subprocess.run(
         command, env=link.environment, cwd=link.home, capture_output=True, text=True, check=False
@@ -198,7 +201,9 @@ def _flower(
     return summary
 
 
-def _until_ended(link: SuperLink, connection: str, run_id: str, out_dir: Path, follower: Follower) -> str:
+def _until_ended(
+    link: SuperLink, connection: str, run_id: str, out_dir: Path, follower: Follower
+) -> str:
     """Follow a run until Flower says that it has ended; ask rarely, because each ``flwr ls`` costs CPU seconds."""
     next_question = time.monotonic() + STATUS_SECONDS
     while True:
@@ -260,15 +265,19 @@ def _why(link: SuperLink, connection: str, run_id: str, out_dir: Path, status: s
     return f"the run {status} under Flower: {' | '.join(errors[-3:])}"
 
 
-def stop_group(process: subprocess.Popen[bytes], patience_seconds: float = 20.0) -> None:
-    """Stop a process and everything it started (it leads its own session)."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience_seconds)
-            if how == signal.SIGTERM:
-                time.sleep(0.2)
+def stop_tree(process: subprocess.Popen[bytes], patience_seconds: float = 15.0) -> None:
+    """Stop a process and everything that it started, also what has left its group (a ServerApp, Ray)."""
+    try:
+        root = psutil.Process(process.pid)
+        members = [*root.children(recursive=True), root]
+    except psutil.NoSuchProcess:
+        members = []
+    for how in ("terminate", "kill"):
+        for member in members:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                getattr(member, how)()
+        _, members = psutil.wait_procs(members, timeout=patience_seconds)
+    process.poll()
 
 
 def _tool(name: str) -> str:

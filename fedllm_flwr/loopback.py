@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.supercore.run import Run  # private path of the type that the public Grid.run returns
 from flwr.serverapp import Grid
+from flwr.supercore.run import Run  # private path of the type that the public Grid.run returns
 from flwr.supercore.task_identity import (
     TaskIdentity,
 )  # private: a Message needs the identity of its run

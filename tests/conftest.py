@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -66,11 +67,7 @@ MICRO = (
 @pytest.fixture(scope="session")
 def micro() -> Callable[..., RunConfig]:
     """The smallest run that has everything; its ``out_dir`` is for the caller to choose."""
-
-    def composed(*overrides: str) -> RunConfig:
-        return compose_run([*MICRO, *overrides]).config
-
-    return composed
+    return cache(lambda *overrides: compose_run([*MICRO, *overrides]).config)
 
 
 Tamper = Callable[[list[Message], list[Message]], list[Message]]

@@ -6,31 +6,38 @@ from typing import Any
 
 import pytest
 
+MIXED = ("method.client_ranks=[4,2,1,8]", "method.client_alphas=[8,4,16]", "method.use_rslora=true")
 CASES: dict[str, tuple[str, ...]] = {
     "factor_mean": (),
     "stack": ("strategy=stack",),
     "residual": ("strategy=residual",),
     "svd": ("strategy=svd",),
+    "fedadam": ("strategy.server_optimizer=fedadam", "strategy.server_learning_rate=0.01"),
+    "diloco": ("strategy.server_optimizer=diloco",),
+    "factor_mean_mixed": MIXED,
+    "stack_mixed": ("strategy=stack", *MIXED),
+    "residual_mixed": ("strategy=residual", *MIXED),
+    "svd_mixed": ("strategy=svd", *MIXED),
+    "b_only_mixed": ("method.sharing=b_only", *MIXED),
+    "alternating_mixed": ("method.sharing=alternating", *MIXED),
+}
+"""Overrides of the ``micro`` run, by case. Every rule, sharing and kind of server state; mixed ranks and alphas."""
+
+FURTHER: dict[str, tuple[str, ...]] = {
     "b_only": ("method.sharing=b_only",),
     "alternating": ("method.sharing=alternating",),
     "fedavgm": ("strategy.server_optimizer=fedavgm",),
-    "fedadam": ("strategy.server_optimizer=fedadam", "strategy.server_learning_rate=0.01"),
     "fedyogi": ("strategy.server_optimizer=fedyogi", "strategy.server_learning_rate=0.01"),
     "fedadagrad": ("strategy.server_optimizer=fedadagrad", "strategy.server_learning_rate=0.01"),
-    "diloco": ("strategy.server_optimizer=diloco",),
 }
-"""Overrides of the ``micro`` run, by case."""
-
-MIXED = ("method.client_ranks=[4,2,1,8]", "method.client_alphas=[8,4,16]", "method.use_rslora=true")
-CASES |= {
-    f"{name}_mixed": (*CASES[name], *MIXED)
-    for name in ("factor_mean", "stack", "residual", "svd", "b_only", "alternating", "fedadam")
-}
+"""Cases that differ from the others in little: they are resumed and summed, and spared the rest."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", CASES, scope="session")
+    if "any_case" in metafunc.fixturenames:
+        metafunc.parametrize("any_case", [*CASES, *FURTHER], scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +45,7 @@ def configured(micro: Callable[..., Any]) -> Callable[..., Any]:
     """The configuration of a case."""
 
     def compose(case: str, *overrides: str) -> Any:
-        return micro(*CASES[case], *overrides)
+        return micro(*(CASES | FURTHER)[case], *overrides)
 
     return compose
 

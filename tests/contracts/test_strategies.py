@@ -12,11 +12,15 @@ from flwr.app import ArrayRecord, ConfigRecord
 Fixture = Callable[..., Any]
 
 
-def test_hosting_does_not_matter(
-    case: str, configured: Fixture, play: Fixture, undisturbed: Fixture
+def test_hosting_waves_and_order_of_replies_do_not_matter(
+    case: str, configured: Fixture, play: Fixture, undisturbed: Fixture, edge_grid: Fixture
 ) -> None:
-    for nodes in (1, 4):
-        assert play(configured(case, f"runtime.num_nodes={nodes}")).sha == undisturbed(case).sha
+    one_by_one = play(configured(case, "runtime.num_nodes=1", "runtime.clients_per_wave=1"))
+    assert one_by_one.sha == undisturbed(case).sha
+    backwards = edge_grid(4, lambda asked, replies: replies[::-1])
+    assert (
+        play(configured(case, "runtime.num_nodes=4"), grid=backwards).sha == undisturbed(case).sha
+    )
 
 
 def test_batched_training_agrees_to_rounding(
@@ -31,31 +35,18 @@ def test_batched_training_agrees_to_rounding(
 
 
 def test_every_checkpoint_leads_to_the_same_end(
-    case: str, configured: Fixture, play: Fixture, undisturbed: Fixture, tmp_path: Path
+    any_case: str, configured: Fixture, play: Fixture, undisturbed: Fixture, tmp_path: Path
 ) -> None:
-    config = configured(case, "keep_checkpoints=9")
+    config = configured(any_case, "keep_checkpoints=9")
     for last in range(config.num_rounds):
         folder = tmp_path / str(last)
-        shutil.copytree(undisturbed(case).run.path, folder)
+        shutil.copytree(undisturbed(any_case).run.path, folder)
         for later in range(last + 1, config.num_rounds + 1):
             shutil.rmtree(folder / "checkpoints" / f"round-{later:04d}")
         resumed = play(config, folder=folder)
-        assert resumed.sha == undisturbed(case).sha, f"resumed after round {last}"
+        assert resumed.sha == undisturbed(any_case).sha, f"resumed after round {last}"
         done = [record["round"] for record in resumed.run.records("round")]
         assert done == list(range(config.num_rounds + 1))
-
-
-def test_order_of_replies_does_not_matter(
-    case: str, configured: Fixture, play: Fixture, undisturbed: Fixture, edge_grid: Fixture
-) -> None:
-    backwards = edge_grid(4, lambda asked, replies: replies[::-1])
-    assert play(configured(case), grid=backwards).sha == undisturbed(case).sha
-
-
-def test_clients_in_flight_do_not_matter(
-    case: str, configured: Fixture, play: Fixture, undisturbed: Fixture
-) -> None:
-    assert play(configured(case, "runtime.clients_per_wave=1")).sha == undisturbed(case).sha
 
 
 def test_runs_under_flowers_own_loop(
