@@ -33,6 +33,7 @@ import numpy as np
 from flwr.app import Context, Message
 
 from fedllm_flwr import records
+from fedllm_flwr.client_app import app
 from fedllm_flwr.compose import compose_run
 from fedllm_flwr.loopback import LoopbackGrid
 from fedllm_flwr.models.adapters import AdapterLayout, layer_shapes
@@ -120,10 +121,7 @@ def median(runs: Sequence[Run]) -> Run:
 def stub_client(size: int, message: Message, context: Context) -> Message:
     """Answers for any client with an adapter that was never trained."""
     if message.metadata.message_type == records.DESCRIBE:
-        place = {
-            name: int(context.node_config[name]) for name in ("partition-id", "num-partitions")
-        }  # type: ignore[arg-type]
-        return Message(records.answer(place, {}, "float32", 0), reply_to=message)
+        return app(message, context)
     info = {"num-examples": 1, "loss": 1.0, "steps": 1, "tokens": 1, "cpu-seconds": 0.0}
     asked = records.read_body(message)["partition-ids"]
     parts = {f"{p}/adapter": np.full(size, p, dtype=np.float32) for p in asked}
@@ -140,7 +138,7 @@ def server_allocations(cohort: int, *, clients: int, rounds: int = 2) -> int:
     config = compose_run(settings).config
     shapes = layer_shapes(config.model.ref(""), config.method.target_modules)
     size = AdapterLayout(shapes, config.method.rank).size
-    grid = LoopbackGrid(lambda message, context: stub_client(size, message, context), NODES)
+    grid = LoopbackGrid(lambda message, context: stub_client(size, message, context), 1)
     recorder = Recorder(lambda text: None)
     hosting = Hosting(grid, 10.0, lambda text: None, recorder.count)
     hosting.refresh()

@@ -1,29 +1,36 @@
 """A client message written the usual way: model, PEFT wrap and Hugging Face Trainer, rebuilt each time.
 
-This is the structure of the common Flower examples for language models. It is kept as lean as the
-structure allows: local files, the weights' own dtype (so that transformers maps them too), rows that are
-tokenised already, no checkpoints, no logging, no progress bar, no evaluation.
+This is the structure of the common Flower examples for language models. It is kept as lean as the structure
+allows: local files in the compute dtype, which transformers maps instead of copying; rows that are tokenised
+already; no checkpoints, logging, progress bar, evaluation or gradient checkpointing.
+
+As a program, given the checkpoint folder and the dtype, it is a worker process for the memory measurement of
+`second_worker.py`.
 """
 
+import sys
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from peft import (
-    LoraConfig,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 from transformers.data.data_collator import default_data_collator
 from transformers.utils import logging as transformers_logging
-
-TensorRow = Mapping[str, torch.Tensor]
+from workload import (
+    ALPHA,
+    CLIP_NORM,
+    LEARNING_RATE,
+    RANK,
+    TARGET_MODULES,
+    WORKER_SHAPE,
+    Shape,
+    serve_as_worker,
+)
 
 
 @dataclass(frozen=True)
@@ -33,61 +40,64 @@ class UsualClient:
     Attributes:
         folder: Checkpoint in the compute dtype.
         dtype: That dtype.
-        lora: PEFT's settings of the adapter.
-        learning_rate: Of AdamW.
-        clip_norm: Largest gradient norm.
+        state: Adapter values under PEFT's names that each message brings.
     """
 
     folder: Path
     dtype: torch.dtype
-    lora: LoraConfig
-    learning_rate: float
-    clip_norm: float
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
-    def message(
-        self, state: Mapping[str, torch.Tensor], rows: Sequence[TensorRow], batch: int
-    ) -> tuple[dict[str, torch.Tensor], float]:
-        """Train one epoch on rows of equal length.
+    def message(self, shape: Shape) -> Callable[[], float]:
+        """A call that trains once over the rows and gives the mean loss of the steps."""
+        rows = [_labelled(ids, shape) for ids in shape.tokens()]
+        return lambda: self._train(rows, shape.batch)
 
-        Args:
-            state: Adapter values under PEFT's names.
-            rows: ``input_ids`` and ``labels`` of each row.
-            batch: Rows of a step.
-
-        Returns:
-            The new adapter values, and the mean loss of the steps.
-        """
+    def _train(self, rows: list[dict[str, torch.Tensor]], batch: int) -> float:
         tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         base = AutoModelForCausalLM.from_pretrained(
             self.folder, dtype=self.dtype, local_files_only=True
         )
-        model = get_peft_model(base, self.lora)
-        set_peft_model_state_dict(model, dict(state))
+        lora = LoraConfig(
+            r=RANK,
+            lora_alpha=ALPHA,
+            target_modules=list(TARGET_MODULES),
+            task_type="CAUSAL_LM",
+        )
+        model = get_peft_model(base, lora)
+        set_peft_model_state_dict(model, dict(self.state))
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(
                 model=model,
-                args=self._arguments(folder, batch),
-                train_dataset=list(rows),  # type: ignore[arg-type]  # any sequence serves
+                args=_arguments(folder, batch),
+                train_dataset=rows,
                 processing_class=tokenizer,
                 data_collator=default_data_collator,
             )
             loss = trainer.train().training_loss
-        return get_peft_model_state_dict(model), loss
+        get_peft_model_state_dict(model)  # the reply
+        return float(loss)
 
-    def _arguments(self, folder: str, batch: int) -> TrainingArguments:
-        return TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=batch,
-            num_train_epochs=1,
-            learning_rate=self.learning_rate,
-            lr_scheduler_type="constant",
-            max_grad_norm=self.clip_norm,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            use_cpu=True,
-        )
+
+def _arguments(folder: str, batch: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=batch,
+        num_train_epochs=1,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        max_grad_norm=CLIP_NORM,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+
+
+def _labelled(ids: np.ndarray, shape: Shape) -> dict[str, torch.Tensor]:
+    """A row with labels in the Trainer's way: -100 where there is no loss."""
+    labels = np.where(np.arange(shape.length) < shape.length - shape.targets, -100, ids)
+    return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
 
 
 def silence() -> None:
@@ -97,7 +107,8 @@ def silence() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def lora_config(rank: int, alpha: float, target_modules: Sequence[str]) -> LoraConfig:
-    """PEFT's settings without dropout."""
-    options: dict[str, Any] = {"r": rank, "lora_alpha": alpha}
-    return LoraConfig(target_modules=list(target_modules), task_type="CAUSAL_LM", **options)
+if __name__ == "__main__":
+    silence()
+    torch.set_num_threads(1)
+    client = UsualClient(Path(sys.argv[1]), getattr(torch, sys.argv[2]))
+    serve_as_worker(client.message(WORKER_SHAPE))

@@ -5,6 +5,7 @@ The caches live in this module and in ``fedllm_flwr.models.backbone``, which wor
 """
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fedllm_flwr import records
 from fedllm_flwr.config import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE, RunConfig, run_config
-from fedllm_flwr.errors import WireError
+from fedllm_flwr.errors import DataError, WireError
 from fedllm_flwr.models import backbone as backbones
 from fedllm_flwr.models.adapters import LayerShape, layer_shapes
 from fedllm_flwr.models.backbone import Backbone
@@ -26,6 +27,8 @@ from fedllm_flwr.tasks.base import SPLITS, Task, TaskOptions
 from fedllm_flwr.tasks.catalog import load_task
 from fedllm_flwr.tasks.encode import Encoded, Encoder, Loss, build_encoder
 from fedllm_flwr.tasks.partitions import ClientRows, partition
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ def read(message: Message, context: Context) -> Asked:
 
     Raises:
         WireError: Versions or fingerprints differ, or the message asks for clients that this node does not host.
-        ConfigError: The configuration is not valid here (say, the node has no such device or data).
+        ConfigError: The configuration is not valid here (say, the node has no such device).
+        DataError: The node cannot use its data; the reason stays in the node's own log.
     """
     body, parts = records.read(message, records.INSTRUCTION)
     facts = context.node_config
@@ -113,7 +117,11 @@ def read(message: Message, context: Context) -> Asked:
     tree["runtime"]["model_path"] = str(
         facts.get("model-path", os.environ.get(MODEL_PATH_VARIABLE, ""))
     )
-    work = open_workspace(json.dumps(tree, sort_keys=True))
+    try:
+        work = open_workspace(json.dumps(tree, sort_keys=True))
+    except DataError as error:
+        LOG.error("%s", error)  # it may quote a row or a path, and an error travels to the server
+        raise DataError("this node cannot use its data; its own log says why") from None
     if work.fingerprint != body["fingerprint"]:
         raise WireError(
             f"fingerprint: this node reads the configuration as {work.fingerprint}, the server as "
@@ -121,6 +129,10 @@ def read(message: Message, context: Context) -> Asked:
         )
     place, total = int(facts["partition-id"]), int(facts["num-partitions"])
     for partition_id in body["partition-ids"]:
+        if partition_id != records.POOLED and not 0 <= partition_id < len(work.clients):
+            raise WireError(
+                f"there are {len(work.clients)} clients: asked for client {partition_id}"
+            )
         if partition_id != records.POOLED and partition_id % total != place:
             raise WireError(
                 f"node with partition-id {place} of {total}: asked for client {partition_id}, which it does not host"

@@ -10,7 +10,13 @@ from typing import Any
 
 from fedllm_flwr.compose import Composed
 from fedllm_flwr.config import RunConfig
-from fedllm_flwr.core import default_out_dir, open_existing, preflight, resumed_config
+from fedllm_flwr.core import (
+    chosen_runtime,
+    default_out_dir,
+    open_existing,
+    preflight,
+    resumed_config,
+)
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.launch import SuperLink, launch, simulation_superlink
 from fedllm_flwr.runs.compare import compare
@@ -57,7 +63,7 @@ def _resume(composed: Composed, overrides: Sequence[str]) -> int:
     """Go on with a run directory under the settings that it was started with; only ``runtime`` may be changed."""
     directory = RunDirectory.open(_needed(composed))
     config = resumed_config(
-        directory, composed.config.runtime if _names_runtime(overrides) else None
+        directory, chosen_runtime(directory, composed.config.runtime, overrides)
     )
     kept = [o for o in overrides if o.startswith("runtime")]
     run_experiment(
@@ -65,10 +71,6 @@ def _resume(composed: Composed, overrides: Sequence[str]) -> int:
     )
     _show(directory.path)
     return 0
-
-
-def _names_runtime(overrides: Sequence[str]) -> bool:
-    return any(o.startswith("runtime") for o in overrides)
 
 
 def _report(composed: Composed, overrides: Sequence[str]) -> int:
@@ -83,7 +85,9 @@ def _evaluate(composed: Composed, overrides: Sequence[str]) -> int:
     """Evaluate a run's final adapter on the task's whole test split, in this process; JSON on standard output."""
     from fedllm_flwr.evaluation import evaluate_run
 
-    print(json.dumps(evaluate_run(RunDirectory.open(_needed(composed)), composed.config.runtime)))
+    directory = RunDirectory.open(_needed(composed))
+    runtime = chosen_runtime(directory, composed.config.runtime, overrides)
+    print(json.dumps(evaluate_run(directory, runtime)))
     return 0
 
 

@@ -11,12 +11,16 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from fedllm_flwr.errors import FedLLMError, RunStoppedError
+from fedllm_flwr.errors import ConfigError, FedLLMError, RunStoppedError
 
 INTERRUPTED = 130
 DONE, WRONG_INPUT, GAVE_UP = 0, 2, 3
+SWEEP_FLAGS = ("-m", "--multirun")
+HYDRA_FLAGS = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version")
+"""What Hydra answers by itself."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,12 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(given: list[str]) -> int:
     overrides = [a for a in given if not a.startswith("-")]
     flags = [a for a in given if a.startswith("-")]
-    if any(
-        flag in ("-h", "--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version")
-        for flag in flags
-    ):
+    unknown = [flag for flag in flags if flag.partition("=")[0] not in (*HYDRA_FLAGS, *SWEEP_FLAGS)]
+    if unknown:
+        raise ConfigError(
+            f"{unknown[0]}: unknown flag; settings are written key=value without dashes, flags are "
+            f"{', '.join((*SWEEP_FLAGS, *HYDRA_FLAGS))}"
+        )
+    if any(flag.partition("=")[0] in HYDRA_FLAGS for flag in flags):
         return _through_hydra(given)
-    if "-m" in flags or "--multirun" in flags:
+    if flags:
         return _sweep(given, overrides)
     from fedllm_flwr.actions import act
     from fedllm_flwr.compose import compose_run
@@ -95,9 +102,16 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
 
     Returns:
         One list of overrides per job.
+
+    Raises:
+        ConfigError: An override cannot be read.
     """
     jobs: list[list[str]] = [[]]
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    for override in parsed:
         if override.is_hydra_override():
             continue
         if override.is_sweep_override():

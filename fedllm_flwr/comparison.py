@@ -1,6 +1,7 @@
 """What stands beside the federated result: trivial predictors, zero-shot, local-only, centralised, and tuned rates."""
 
 import dataclasses
+import math
 
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.journal import Journal
@@ -19,6 +20,7 @@ from strategies.baselines import (
     unfederated,
     zero_shot,
 )
+from strategies.rounds import TooFewRepliesError
 
 
 def task_kind(config: RunConfig) -> str:
@@ -36,7 +38,8 @@ def predictor_baselines(config: RunConfig, journal: Journal) -> None:
     Nothing is added for tasks without labels, in a deployment (the rows are on the nodes), or on resume.
     """
     wanted = config.baselines.predictors and config.runtime.name != "deployment"
-    if not wanted or task_kind(config) != "classification" or _has(journal, "baseline", "majority"):
+    missing = [n for n in ("majority", "bag_of_words") if not _has(journal, "baseline", n)]
+    if not wanted or not missing or task_kind(config) != "classification":
         return
     task = _task(config)
     clients = partition(task, config.partition, config.seed)
@@ -52,7 +55,8 @@ def predictor_baselines(config: RunConfig, journal: Journal) -> None:
             "accuracy": result.overall.accuracy,
             "worst_client_accuracy": worst(result.clients),
         }
-        journal.run.append({"kind": "baseline", "name": name, **found, "detail": result.detail})
+        if name in missing:
+            journal.run.append({"kind": "baseline", "name": name, **found, "detail": result.detail})
 
 
 def add_baselines(
@@ -88,7 +92,9 @@ def best_learning_rate(
     if not rates:
         return config.optimizer.learning_rate
     tried = {
-        t["learning_rate"]: t["score"] for t in journal.run.records("tuning") if t["name"] == name
+        t["learning_rate"]: -math.inf if t["score"] is None else t["score"]
+        for t in journal.run.records("tuning")
+        if t["name"] == name
     }
     for rate in rates:
         if rate not in tried:
@@ -105,21 +111,27 @@ def best_learning_rate(
 def _trial(
     config: RunConfig, hosting: Hosting, journal: Journal, name: str, kind: str, rate: float
 ) -> float:
+    """How good a rate is on validation rows; one with which training breaks down is the worst of all."""
     rounds = config.baselines.tuning_rounds
     recorder = Recorder(journal.note)
     short = unfederated(config, rate, rounds)
-    if name == "local_only":
-        local_only(short, hosting, recorder, kind, ("validation",))
-    elif name == "centralised":
-        centralised(short, hosting, recorder, kind, ("validation",))
-    else:
-        federated = dataclasses.replace(
-            config, optimizer=short.optimizer, num_rounds=rounds, evaluate_every=rounds
-        )
-        strategy = build_strategy(federated, hosting, recorder, task_kind=kind)
-        strategy.evaluated_splits = ("validation",)
-        strategy.start(hosting.grid)
-    return score(figures(recorder.evaluations, "validation", kind))
+    try:
+        if name == "local_only":
+            local_only(short, hosting, recorder, kind, ("validation",))
+        elif name == "centralised":
+            centralised(short, hosting, recorder, kind, ("validation",))
+        else:
+            federated = dataclasses.replace(
+                config, optimizer=short.optimizer, num_rounds=rounds, evaluate_every=rounds
+            )
+            strategy = build_strategy(federated, hosting, recorder, task_kind=kind)
+            strategy.evaluated_splits = ("validation",)
+            strategy.start(hosting.grid)
+    except TooFewRepliesError as error:
+        journal.note(f"{name}: learning rate {rate:g}: {error}")
+        return -math.inf
+    found = score(figures(recorder.evaluations, "validation", kind))
+    return -math.inf if math.isnan(found) else found
 
 
 def _task(config: RunConfig) -> Task:

@@ -46,7 +46,7 @@ def compose_run(overrides: Sequence[str]) -> Composed:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             node = compose("config", overrides=list(overrides))
         return from_node(node)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(one_line(str(error), overrides)) from error
 
 

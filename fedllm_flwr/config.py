@@ -9,6 +9,7 @@ outside the fingerprint.
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import types
 import typing
@@ -398,6 +399,18 @@ def check_compatible(config: RunConfig) -> None:
             f"strategy.server_optimizer={strategy.server_optimizer} and strategy={strategy.name}: server optimizers "
             "step on factors, use strategy=factor_mean",
         )
+    optimizer = strategy.server_optimizer
+    settable = {f.name for f in dataclasses.fields(SERVER_OPTIMIZERS[optimizer])}  # type: ignore[arg-type]
+    _require(
+        strategy.server_learning_rate == 0 or "learning_rate" in settable,
+        f"strategy.server_learning_rate={strategy.server_learning_rate:g} and strategy.server_optimizer={optimizer}: "
+        "the optimizer takes the mean as it is",
+    )
+    _require(
+        strategy.server_momentum == -1 or not settable.isdisjoint({"momentum", "beta_1"}),
+        f"strategy.server_momentum={strategy.server_momentum:g} and strategy.server_optimizer={optimizer}: "
+        "the optimizer has no momentum",
+    )
     if config.task.loss == "labels":
         _require(
             TASKS[config.task.name].kind != "instruction",
@@ -477,5 +490,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     right = isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
+    right = right and not (hint is float and not math.isfinite(value))
     _require(right, f"{where}: expected {hint.__name__}, got {value!r}")
     return value

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def preflight(config: RunConfig) -> None:
             raise ConfigError(
                 f"task.loss=labels and task={config.task.name}: the rows have no labels, use task.loss=vocabulary"
             )
+        task.template(config.task.template)
         partition(task, config.partition, config.seed)
 
 
@@ -152,6 +153,29 @@ def resumed_config(directory: RunDirectory, runtime: RuntimeConfig | None) -> Ru
     )
 
 
+def chosen_runtime(
+    directory: RunDirectory, composed: RuntimeConfig, overrides: Sequence[str]
+) -> RuntimeConfig:
+    """The runtime that a run was started with, under the overrides of a later command.
+
+    Args:
+        directory: The run.
+        composed: What the overrides compose to; only what they name is taken from it.
+        overrides: ``runtime=simulation`` changes the carrier and its settings, and leaves alone what decides rounding
+            (dtype and cohort_tokens); ``runtime.threads=2`` changes one setting.
+
+    Raises:
+        ConfigError: The manifest's configuration does not fit this version of the package.
+    """
+    started = run_config(directory.manifest["config"]).runtime
+    named = {o.lstrip("+").partition("=")[0].removeprefix("runtime.") for o in overrides
+             if o.lstrip("+").startswith("runtime")}  # fmt: skip
+    if "runtime" in named:
+        named |= {f.name for f in dataclasses.fields(started)} - {"dtype", "cohort_tokens"}
+    taken = {name: getattr(composed, name) for name in named - {"runtime"}}
+    return dataclasses.replace(started, **taken)
+
+
 def whole_json(config: RunConfig) -> str:
     """The configuration with its node-local fields, for use within this process only."""
     tree = dataclasses.asdict(config)
@@ -194,7 +218,12 @@ def open_or_create(config: RunConfig, out_dir: Path) -> RunDirectory:
             "environment": environment(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        return RunDirectory.create(out_dir, manifest)
+        try:
+            return RunDirectory.create(out_dir, manifest)
+        except OSError as error:
+            raise ConfigError(
+                f"out_dir: expected a folder that can be written, got {out_dir} ({error.strerror})"
+            ) from error
     return directory
 
 

@@ -1,7 +1,7 @@
 """Shows a run that goes on in another process, by reading its run directory as it grows."""
 
 import json
-import sys
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,23 +14,19 @@ class Follower:
 
     Args:
         out_dir: The run directory; it may not exist yet.
-        verbose: Also show where the run directory is.
     """
 
-    def __init__(self, out_dir: Path, *, verbose: bool = False) -> None:
+    def __init__(self, out_dir: Path) -> None:
         self._metrics = out_dir / "metrics.jsonl"
-        self._offset = self._metrics.stat().st_size if self._metrics.exists() else 0
+        found = self._metrics.stat() if self._metrics.exists() else None
+        self._offset, self._file = (found.st_size, found.st_ino) if found else (0, 0)
         self._progress = Progress()
         self._clients = 0
         self.has_stopped = False
-        self._verbose = verbose
-        self._out_dir = out_dir
 
     def __enter__(self) -> "Follower":
         """Start the display."""
         self._progress.__enter__()
-        if self._verbose:
-            print(f"run directory: {self._out_dir}", file=sys.stderr)
         return self
 
     def __exit__(
@@ -43,13 +39,14 @@ class Follower:
         self._progress.__exit__(kind, error, traceback)
 
     def look(self) -> None:
-        """Show what has been written since the last look. A resumed run's file shrinks first; then it starts over."""
+        """Show what has been written since the last look; a resumed run replaces the file first."""
         if not self._metrics.exists():
             return
         with self._metrics.open("rb") as lines:
-            size = lines.seek(0, 2)
-            if size < self._offset:
+            size, file = lines.seek(0, 2), os.fstat(lines.fileno()).st_ino
+            if size < self._offset or (self._file and file != self._file):
                 self._offset = size
+            self._file = file
             lines.seek(self._offset)
             for line in lines:
                 if not line.endswith(b"\n"):

@@ -32,7 +32,7 @@ from fedllm_flwr.runs.directory import RunDirectory
 PROJECT = Path(__file__).resolve().parents[1]
 START_SECONDS = 60.0
 POLL_SECONDS = 0.5
-STATUS_SECONDS = 20.0
+FIRST_STATUS_SECONDS, LAST_STATUS_SECONDS = 15.0, 120.0
 ENDED = ("completed", "failed", "stopped")
 CONNECTION = "fedllm"
 
@@ -163,17 +163,7 @@ def _flower(
         if not o.startswith(("out_dir=", "runtime.data_path=", "runtime.model_path="))
     ]
     text = shlex.join([*kept, f"out_dir={out_dir}"])
-    run_config = f'experiment="" overrides={json.dumps(text)}'
-    command = [
-        _tool("flwr"),
-        "run",
-        str(PROJECT),
-        connection,
-        "--format",
-        "json",
-        "--run-config",
-        run_config,
-    ]
+    command = [_tool("flwr"), "run", str(PROJECT), connection, "--format", "json"]
     if config.runtime.name == "simulation":
         nodes = min(config.runtime.num_nodes, config.partition.num_clients)
         cores = max(1, (os.cpu_count() or 1) // config.runtime.workers)
@@ -182,11 +172,17 @@ def _flower(
             f" client-resources-num-gpus={gpus}" if gpus else ""
         )
         command += ["--federation-config", f"num-supernodes={nodes} {shares}"]
-    submitted = subprocess.run(
-        command, env=link.environment, cwd=link.home, capture_output=True, text=True, check=False
-    )
+    with tempfile.TemporaryDirectory(prefix="fedllm-") as folder:
+        run_config = (
+            Path(folder) / "run.toml"
+        )  # on the command line, Flower would stumble over quotes
+        overrides_text = json.dumps(text, ensure_ascii=False)
+        run_config.write_text(f'experiment = ""\noverrides = {overrides_text}\n', encoding="utf-8")
+        command += ["--run-config", str(run_config)]
+        submitted = subprocess.run(command, env=link.environment, cwd=link.home, capture_output=True, text=True,
+                                   check=False)  # fmt: skip
     run_id = _run_id(submitted.stdout, submitted.stderr)
-    with Follower(out_dir, verbose=config.runtime.verbose) as follower:
+    with _flower_log(config, link, connection, run_id), Follower(out_dir) as follower:
         try:
             status = _until_ended(link, connection, run_id, out_dir, follower)
         except KeyboardInterrupt:
@@ -201,11 +197,27 @@ def _flower(
     return summary
 
 
+@contextlib.contextmanager
+def _flower_log(config: RunConfig, link: SuperLink, connection: str, run_id: str) -> Iterator[None]:
+    """With ``runtime.verbose``, Flower's and Ray's own log of the run on standard error."""
+    if not config.runtime.verbose:
+        yield
+        return
+    command = [_tool("flwr"), "log", run_id, connection, "--stream"]
+    shown = subprocess.Popen(command, env=link.environment, cwd=link.home, stdout=sys.stderr)
+    try:
+        yield
+    finally:
+        shown.terminate()
+        shown.wait()
+
+
 def _until_ended(
     link: SuperLink, connection: str, run_id: str, out_dir: Path, follower: Follower
 ) -> str:
-    """Follow a run until Flower says that it has ended; ask rarely, because each ``flwr ls`` costs CPU seconds."""
-    next_question = time.monotonic() + STATUS_SECONDS
+    """Follow a run until Flower says that it has ended; ask ever more rarely, because ``flwr ls`` costs CPU seconds."""
+    pause = FIRST_STATUS_SECONDS
+    next_question = time.monotonic() + pause
     while True:
         follower.look()
         over = _summary(out_dir) is not None or follower.has_stopped
@@ -213,7 +225,8 @@ def _until_ended(
             status = _status(link, connection, run_id)
             if status in ENDED:
                 return status
-            next_question = time.monotonic() + STATUS_SECONDS
+            pause = min(2 * pause, LAST_STATUS_SECONDS)
+            next_question = time.monotonic() + (FIRST_STATUS_SECONDS / 5 if over else pause)
         time.sleep(POLL_SECONDS)
 
 

@@ -158,8 +158,8 @@ def read(message: Message, key: str) -> tuple[dict[str, Any], dict[str, np.ndarr
         raise WireError(f"message: the record {key!r} does not decode: {error}") from error
     if not spec:
         return body, {}
-    arrays = message.content.array_records.get(ARRAYS)
-    if arrays is None or list(arrays) != [FLAT]:
+    arrays = message.content.get(ARRAYS)  # `.array_records` would tie the message into a cycle
+    if not isinstance(arrays, ArrayRecord) or list(arrays) != [FLAT]:
         raise WireError(
             f"message: expected one array {FLAT!r}, got {list(arrays) if arrays is not None else 'none'}"
         )

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedllm_flwr.compose import compose_run
 from fedllm_flwr.config import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE
-from fedllm_flwr.core import default_out_dir, resumed_config, run
+from fedllm_flwr.core import chosen_runtime, default_out_dir, resumed_config, run
 from fedllm_flwr.runs.directory import RunDirectory
 
 app = ServerApp()
@@ -23,8 +23,8 @@ def main(grid: Grid, context: Context) -> None:
     composed = compose_run([*([f"experiment={experiment}"] if experiment else []), *overrides])
     config = composed.config
     if composed.action == "resume":
-        named = any(o.startswith("runtime") for o in overrides)
-        config = resumed_config(RunDirectory.open(composed.run), config.runtime if named else None)
+        directory = RunDirectory.open(composed.run)
+        config = resumed_config(directory, chosen_runtime(directory, config.runtime, overrides))
     runtime = replace(
         config.runtime,
         data_path=os.environ.get(DATA_PATH_VARIABLE, ""),

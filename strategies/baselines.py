@@ -69,7 +69,12 @@ def unfederated(config: RunConfig, learning_rate: float, num_rounds: int) -> Run
     return dataclasses.replace(
         config,
         strategy=dataclasses.replace(
-            config.strategy, name="factor_mean", server_optimizer="fedavg", cohort_fraction=1.0
+            config.strategy,
+            name="factor_mean",
+            server_optimizer="fedavg",
+            server_learning_rate=0.0,
+            server_momentum=-1.0,
+            cohort_fraction=1.0,
         ),
         method=dataclasses.replace(config.method, sharing="both"),
         optimizer=dataclasses.replace(config.optimizer, learning_rate=learning_rate),

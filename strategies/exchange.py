@@ -116,10 +116,17 @@ def stream(
             return
         for message in sent:
             count(message.metadata.message_type, "downlink", message)
-        for reply in grid.send_and_receive(sent, timeout=left):
-            if reply.has_content():
-                count(reply.metadata.message_type, "uplink", reply)
-            yield reply
+        yield from _handed_out(list(grid.send_and_receive(sent, timeout=left)), count)
+
+
+def _handed_out(
+    replies: list[Message], count: Callable[[str, str, Message], None]
+) -> Iterator[Message]:
+    """Count and yield replies; none is kept here while the next wave trains."""
+    while replies:
+        if replies[0].has_content():
+            count(replies[0].metadata.message_type, "uplink", replies[0])
+        yield replies.pop(0)
 
 
 def by_client(messages: Sequence[Message], replies: Iterable[Message]) -> Iterator[ClientReply]:
@@ -138,27 +145,54 @@ def by_client(messages: Sequence[Message], replies: Iterable[Message]) -> Iterat
     for message in messages:
         asked.setdefault(message.metadata.group_id, []).append((message, _asked(message)))
     waiting = {p for wave in asked.values() for _, clients in wave for p in clients}
-    for group_id, answers in groupby(replies, key=lambda r: r.metadata.group_id):
-        for client in _wave(asked.get(group_id, []), list(answers)):
-            if client.stray:
-                yield client
-            elif client.partition_id in waiting:
-                waiting.remove(client.partition_id)
-                yield client
-            else:
-                yield _stray(client.partition_id, "one answer", "another one")
+    for sent, answers in _waves(asked, replies):
+        yield from _of_wave(sent, answers, waiting)
     for partition_id in sorted(waiting):
         yield ClientReply(partition_id, {}, {}, "no reply before the deadline")
 
 
-def _wave(
-    sent: Sequence[tuple[Message, list[int]]], answers: list[Message]
-) -> Iterator[ClientReply]:
+Asked = list[tuple[Message, list[int]]]
+"""Messages, and the clients that each of them asks."""
+
+
+def _waves(
+    asked: Mapping[str, Asked], replies: Iterable[Message]
+) -> Iterator[tuple[Asked, list[Message]]]:
+    """What was sent and what came back, wave by wave, each as soon as all of its messages are answered.
+
+    Looking for the first reply of another wave instead would hold two waves: the next one is sent to get it.
+    """
+    group, answers, missing = "", list[Message](), set[str]()
+    for reply in replies:
+        if answers and reply.metadata.group_id != group:  # some nodes did not answer
+            yield asked.get(group, []), answers
+            answers = []
+        if not answers:
+            group = reply.metadata.group_id
+            missing = {m.metadata.message_id for m, _ in asked.get(group, [])}
+        answers.append(reply)
+        missing.discard(reply.metadata.reply_to_message_id)
+        del reply
+        if not missing:
+            yield asked.get(group, []), answers
+            answers = []
+    if answers:
+        yield asked.get(group, []), answers
+
+
+def _of_wave(sent: Asked, answers: list[Message], waiting: set[int]) -> Iterator[ClientReply]:
     """The clients of one wave in order; a generator, so that nothing of the wave outlives it."""
     asked = {m.metadata.message_id: clients for m, clients in sent}  # an id is given when sending
     clients = [c for r in answers for c in _split(r, asked.get(r.metadata.reply_to_message_id, []))]
     answers.clear()
-    yield from sorted(clients, key=lambda c: c.partition_id)
+    for client in sorted(clients, key=lambda c: c.partition_id):
+        if client.stray:
+            yield client
+        elif client.partition_id in waiting:
+            waiting.remove(client.partition_id)
+            yield client
+        else:
+            yield _stray(client.partition_id, "one answer", "another one")
 
 
 def _asked(message: Message) -> list[int]:

@@ -26,6 +26,10 @@ from strategies.hosting import Hosting
 from strategies.sampling import draw_cohort
 
 
+class TooFewRepliesError(RunStoppedError):
+    """Too few clients of a cohort gave a good reply, several times over."""
+
+
 class Observer(Protocol):
     """Who is told what happens, and keeps it."""
 
@@ -75,9 +79,7 @@ class Tally:
     def figures(self, kind: str) -> dict[str, float]:
         """Accuracy (where there are labels), mean loss, and bits per character (where there is text)."""
         found: dict[str, float] = {}
-        if not self.total:
-            return found
-        if kind == "classification":
+        if kind == "classification" and self.total:
             found["accuracy"] = self.correct / self.total
         if self.label_tokens:
             found["loss"] = self.loss_sum / self.label_tokens
@@ -223,6 +225,7 @@ class RoundStrategy(Strategy):
             figures["losses"].append(record["loss"])
             figures["weights"].append(record["num_examples"])
             self.observer.client(record)
+            del reply  # or its node's whole answer would stay while the next wave trains
         good = len(figures["losses"])
         if good < math.ceil(self.config.strategy.min_fraction * len(figures["cohort"])):
             self._left_to_train = left
@@ -317,8 +320,8 @@ class RoundStrategy(Strategy):
             resume_from: A checkpoint; rounds up to its own are not run again.
 
         Raises:
-            RunStoppedError: Too few clients answered, several times over, or a simulation worker died. The last
-                checkpoint is intact.
+            TooFewRepliesError: Too few clients answered, several times over. The last checkpoint is intact.
+            RunStoppedError: A simulation worker died. The last checkpoint is intact.
         """
         rounds = num_rounds or self.config.num_rounds
         seconds = timeout or self.config.strategy.round_timeout_seconds
@@ -364,7 +367,7 @@ class RoundStrategy(Strategy):
                 return metrics
             self.hosting.refresh()
         cohort = self._round_figures["cohort"]
-        raise RunStoppedError(
+        raise TooFewRepliesError(
             f"round {server_round}: {len(self._round_figures['losses'])} of {len(cohort)} clients gave a good reply "
             f"in {self.config.strategy.max_retries + 1} attempts; "
             f"strategy.min_fraction={self.config.strategy.min_fraction} asks for "

@@ -99,8 +99,8 @@ class EdgeGrid(LoopbackGrid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
         asked = list(messages)
-        self.sent += deepcopy(asked)
         replies = super().send_and_receive(asked, timeout=timeout)
+        self.sent += deepcopy(asked)
         if self._tamper is not None:
             replies = self._tamper(asked, replies)
         self.replies += deepcopy(replies)

@@ -77,6 +77,14 @@ def test_bad_input_is_one_line(smoke: Smoke, override: str, match: str) -> None:
             ["strategy=svd", "strategy.server_optimizer=fedadam"],
             "server_optimizer=fedadam and strategy=svd",
         ),
+        (
+            ["strategy.server_learning_rate=0.5"],
+            "server_learning_rate=0.5 and strategy.server_optimizer=fedavg",
+        ),
+        (
+            ["strategy.server_optimizer=fedadagrad", "strategy.server_momentum=0.5"],
+            "server_momentum=0.5 and strategy.server_optimizer=fedadagrad",
+        ),
         (["task=headlines", "task.loss=labels"], "task.loss=labels and task=headlines"),
         (["selection=best_validation", "task.validation_rows=-1"], "no validation rows"),
         (

@@ -3,9 +3,9 @@
 Axes: n rows, K label tokens, t tokens.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ from torch import Tensor
 
 from fedllm_flwr.averaging import Delta
 from fedllm_flwr.errors import ConfigError
-from fedllm_flwr.models.adapters import LoraSpec, attach
+from fedllm_flwr.models.adapters import LoraSpec
 from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.models.cohort import delta_active
 from fedllm_flwr.tasks.encode import Encoded
 from fedllm_flwr.training.batches import Share, by_length, collate
+from fedllm_flwr.training.stacks import make_stack, plain_hidden
 
+Hidden = Callable[[Tensor], Tensor]
 BATCH_TOKENS = 1024
 """Padded positions of a batch: enough rows for matrix products to run at full speed, and no more memory."""
 
@@ -80,9 +82,11 @@ def evaluate(
     """
     choices = head_token_ids if label_token_ids is None else label_token_ids
     sums = EvalSums()
-    with torch.no_grad(), _adapted(backbone, adapter, spec, delta):
+    with _computing(backbone, adapter, spec, delta) as hidden:
         for members in by_length(rows, batch_tokens):
-            sums += _batch_sums(backbone, [rows[i] for i in members], head_token_ids, choices)
+            sums += _batch_sums(
+                backbone, hidden, [rows[i] for i in members], head_token_ids, choices
+            )
     return sums
 
 
@@ -115,36 +119,39 @@ def scores(
         ShapeError: The adapter has another size.
     """
     found = np.zeros((len(rows), len(label_token_ids)), dtype=np.float32)
-    with torch.no_grad(), _adapted(backbone, adapter, spec, delta):
+    with _computing(backbone, adapter, spec, delta) as hidden:
         for members in by_length(rows, batch_tokens):
             batch = [rows[i] for i in members]
-            states, _ = _states(backbone, batch)
+            states, _ = _states(backbone, hidden, batch)
             states = states[_first(batch, states.device)]
             found[members] = _label_log_probabilities(backbone, states, label_token_ids)
     return found
 
 
 @contextmanager
-def _adapted(
+def _computing(
     backbone: Backbone, adapter: np.ndarray | None, spec: LoraSpec | None, delta: Delta | None
-) -> Iterator[None]:
-    """The backbone with an adapter and a delta, if there are any."""
-    with ExitStack() as context:
-        context.enter_context(delta_active(backbone, delta or {}))
-        if adapter is not None:
-            if spec is None:
-                raise ConfigError("evaluation: expected the specification of the adapter, got none")
-            attached = attach(backbone, spec)
-            attached.load_flat(adapter)
-            context.enter_context(attached.active(train=False))
-        yield
+) -> Iterator[Hidden]:
+    """Final hidden states with an adapter and a delta, if there are any; without gradient."""
+    with torch.no_grad(), delta_active(backbone, delta or {}):
+        if adapter is None:
+            yield plain_hidden(backbone, plain_layers=not delta)
+            return
+        if spec is None:
+            raise ConfigError("evaluation: expected the specification of the adapter, got none")
+        dry = replace(spec, dropout=0.0)
+        stack = make_stack(backbone, dry, 1, "both", plain_layers=not delta)
+        stack.load(0, adapter)
+        with stack.active():
+            stack.bind([0], [0])
+            yield stack.hidden
 
 
-def _states(backbone: Backbone, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+def _states(backbone: Backbone, hidden: Hidden, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
     """Hidden states that predict the rows' targets, row after row, and those targets."""
     batch = collate([Share(rows)], backbone.device)
-    hidden = backbone.hidden(batch.input_ids).flatten(0, 1)
-    return hidden.index_select(0, batch.positions), batch.targets
+    states = hidden(batch.input_ids).flatten(0, 1)
+    return states.index_select(0, batch.positions), batch.targets
 
 
 def _first(rows: Sequence[Encoded], device: torch.device) -> Tensor:
@@ -156,11 +163,12 @@ def _first(rows: Sequence[Encoded], device: torch.device) -> Tensor:
 
 def _batch_sums(
     backbone: Backbone,
+    hidden: Hidden,
     rows: Sequence[Encoded],
     head_token_ids: tuple[int, ...] | None,
     label_token_ids: tuple[int, ...] | None,
 ) -> EvalSums:
-    states, targets = _states(backbone, rows)
+    states, targets = _states(backbone, hidden, rows)
     losses, best = backbone.row_scores(states, targets, head_token_ids)
     correct = total = 0
     if label_token_ids is not None:

@@ -19,6 +19,7 @@ from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.models.cohort import delta_active
 from fedllm_flwr.tasks.encode import Encoded
 from fedllm_flwr.training.loop import Trainee, run
+from fedllm_flwr.training.memory import FREE_MEMORY
 from fedllm_flwr.training.settings import LocalSettings
 from fedllm_flwr.training.stacks import make_stack
 
@@ -107,8 +108,11 @@ def train(
     with delta_active(backbone, delta or {}):
         for cohort in plan_cohorts(usable, settings):
             members = [usable[index] for index in cohort]
-            done = _train_cohort(backbone, members, settings, head_token_ids)
+            done = _train_cohort(
+                backbone, members, settings, head_token_ids, plain_layers=not delta
+            )
             results.update(zip(cohort, done, strict=True))
+    FREE_MEMORY.release()
     return [results[index] for index in range(len(jobs))]
 
 
@@ -156,17 +160,23 @@ def _train_cohort(
     jobs: Sequence[ClientJob],
     settings: LocalSettings,
     head_token_ids: tuple[int, ...] | None,
+    *,
+    plain_layers: bool,
 ) -> list[LocalResult]:
     """Train clients together; if that raises, one by one, so that only the culprit fails."""
     try:
-        return _attempt(backbone, jobs, settings, head_token_ids)
+        return _attempt(backbone, jobs, settings, head_token_ids, plain_layers=plain_layers)
     except Exception as error:
         if len(jobs) == 1:
             LOG.debug("client %d failed", jobs[0].partition_id, exc_info=True)
             return [_failed(jobs[0], f"{type(error).__name__}: {error}")]
         clients = ", ".join(str(job.partition_id) for job in jobs)
         LOG.warning("cohort of clients %s failed (%s); training them one by one", clients, error)
-    return [_train_cohort(backbone, [job], settings, head_token_ids)[0] for job in jobs]
+    alone = (
+        _train_cohort(backbone, [job], settings, head_token_ids, plain_layers=plain_layers)
+        for job in jobs
+    )
+    return [result for [result] in alone]
 
 
 def _attempt(
@@ -174,10 +184,12 @@ def _attempt(
     jobs: Sequence[ClientJob],
     settings: LocalSettings,
     head_token_ids: tuple[int, ...] | None,
+    *,
+    plain_layers: bool,
 ) -> list[LocalResult]:
     """Train clients of one kind of adapter in step with each other."""
     began = time.process_time()
-    stack = make_stack(backbone, jobs[0].spec, len(jobs), settings.side)
+    stack = make_stack(backbone, jobs[0].spec, len(jobs), settings.side, plain_layers=plain_layers)
     trainees = []
     for place, job in enumerate(jobs):
         stack.load(place, job.adapter)

@@ -152,27 +152,30 @@ def run(
                     chosen = [at_work[i] for i in members]
                     seeds = [trainee.dropout_seed(micro_batch) for trainee, _ in chosen]
                     stack.bind([trainee.index for trainee, _ in chosen], seeds)
-                    losses = _pass(backbone, [share for _, share in chosen], head_token_ids)
+                    losses = _pass(backbone, stack, [share for _, share in chosen], head_token_ids)
                     for (trainee, share), loss in zip(chosen, losses, strict=True):
                         trainee.add(share, loss)
             running = [trainee for trainee, _ in steps if trainee.update()]
 
 
 def batch_losses(
-    backbone: Backbone, batch: Batch, head_token_ids: tuple[int, ...] | None
+    backbone: Backbone, hidden: Tensor, batch: Batch, head_token_ids: tuple[int, ...] | None
 ) -> Tensor:
-    """Cross-entropy of each label token of a batch [n], in nats."""
-    hidden = backbone.hidden(batch.input_ids)
+    """Cross-entropy of each label token of a batch [n] in nats, from its hidden states [b, t, d]."""
     chosen = hidden.flatten(0, 1).index_select(0, batch.positions)
     return backbone.row_losses(chosen, batch.targets, head_token_ids)
 
 
 def _pass(
-    backbone: Backbone, shares: Sequence[Share], head_token_ids: tuple[int, ...] | None
+    backbone: Backbone,
+    stack: AdapterStack,
+    shares: Sequence[Share],
+    head_token_ids: tuple[int, ...] | None,
 ) -> list[float]:
     """Forward and backward; each share's weighted loss."""
     batch = collate(shares, backbone.device)
-    weighted = batch_losses(backbone, batch, head_token_ids) * batch.weights
+    losses = batch_losses(backbone, stack.hidden(batch.input_ids), batch, head_token_ids)
+    weighted = losses * batch.weights
     weighted.sum().backward()
     sums = np.zeros(len(shares))
     np.add.at(sums, batch.owners.cpu().numpy(), weighted.detach().cpu().numpy())

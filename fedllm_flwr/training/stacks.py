@@ -1,18 +1,23 @@
-"""The adapters that one cohort trains: PEFT's layers for a single client, stacked factors for several.
+"""The adapters that one cohort trains, and the model that computes with them.
 
-Both offer the same few operations, so that there is one training loop.
+There are three ways, and one training loop for all of them: the lean decoder, for one client or several, where
+it knows the model; else PEFT's layers for one client, and stacked factors for several.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fedllm_flwr.models.adapters import AttachedLora, LoraSpec, attach
 from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.models.cohort import CohortLora
+from fedllm_flwr.training.decoder import Adapters, DecoderPass, LeanDecoder
+from fedllm_flwr.training.find_decoder import find_decoder
+from fedllm_flwr.training.flat import FlatFactors
 from fedllm_flwr.training.settings import Side
 
 
@@ -20,7 +25,7 @@ class AdapterStack(Protocol):
     """The adapters of the clients 0 to K - 1 of a cohort."""
 
     def active(self) -> AbstractContextManager[object]:
-        """Inside, the backbone computes with the bound adapters and they get gradients."""
+        """The context in which :meth:`hidden` is called."""
 
     def load(self, client: int, flat: np.ndarray) -> None:
         """Copy a client's flat adapter in place; raises ShapeError if its size is wrong."""
@@ -34,50 +39,154 @@ class AdapterStack(Protocol):
     def bind(self, clients: Sequence[int], dropout_seeds: Sequence[int]) -> None:
         """Say which clients the next pass serves, and the seeds of their dropout masks."""
 
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """Final hidden states [b, t, d]; the rows of each bound client lie together."""
 
-def make_stack(backbone: Backbone, spec: LoraSpec, num_clients: int, side: Side) -> AdapterStack:
-    """Stacked factors; or PEFT's layers where there is one client, and so nothing to stack."""
+
+def make_stack(
+    backbone: Backbone, spec: LoraSpec, num_clients: int, side: Side, *, plain_layers: bool = True
+) -> AdapterStack:
+    """The cheapest stack that can compute what is asked for.
+
+    Args:
+        backbone: The shared model.
+        spec: Settings of every adapter.
+        num_clients: K.
+        side: What is trained.
+        plain_layers: Whether the frozen layers are as pretrained; False if something was hooked into
+            them, such as a delta, which only transformers' own modules call.
+    """
+    decoder = find_decoder(backbone) if plain_layers and not spec.dropout else None
+    if decoder is not None:
+        return LeanStack(backbone, spec, num_clients, side, decoder=decoder)
     if num_clients == 1:
-        return _Single(attach(backbone, spec), side)
-    return _Stacked(CohortLora(backbone, spec, num_clients, side=side))
+        return SingleStack(attach(backbone, spec), side)
+    return CohortStack(CohortLora(backbone, spec, num_clients, side=side))
 
 
-class _Single:
+def plain_hidden(backbone: Backbone, *, plain_layers: bool = True) -> Callable[[Tensor], Tensor]:
+    """What computes final hidden states without any adapter, and without gradient.
+
+    Args:
+        backbone: The shared model.
+        plain_layers: As in :func:`make_stack`.
+    """
+    decoder = find_decoder(backbone) if plain_layers else None
+    if decoder is None:
+        return backbone.hidden
+    none = Adapters({}, 1.0)
+    return lambda input_ids: decoder.forward(input_ids, none)[0]
+
+
+class LeanStack:
+    """Flat parameters, computed with by the lean decoder."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: LoraSpec,
+        num_clients: int,
+        side: Side,
+        *,
+        decoder: LeanDecoder,
+    ) -> None:
+        self._decoder = decoder
+        self._flat = FlatFactors(backbone, spec, side)
+        trained = torch.zeros(num_clients, self._flat.trained_size, device=backbone.device)
+        self._trained = [nn.Parameter(values) for values in trained]
+        self._frozen = torch.zeros(num_clients, self._flat.frozen_size, device=backbone.device)
+        self._bound = list(range(num_clients))
+
+    def active(self) -> AbstractContextManager[object]:
+        """Nothing is changed in the model."""
+        return nullcontext()
+
+    def load(self, client: int, flat: np.ndarray) -> None:
+        """Copy in."""
+        trained, frozen = self._flat.split(flat)
+        with torch.no_grad():
+            self._trained[client].copy_(torch.from_numpy(trained))
+            self._frozen[client].copy_(torch.from_numpy(frozen))
+
+    def read(self, client: int) -> np.ndarray:
+        """Copy out."""
+        trained = self._trained[client].detach().cpu().numpy()
+        return self._flat.join(trained, self._frozen[client].cpu().numpy())
+
+    def parameters(self, client: int) -> list[nn.Parameter]:
+        """One flat parameter."""
+        return [self._trained[client]]
+
+    def bind(self, clients: Sequence[int], dropout_seeds: Sequence[int]) -> None:
+        """Choose rows; there is no dropout here."""
+        self._bound = list(clients)
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """Stack and compute; automatic differentiation hands each client its own slice."""
+        trained = torch.stack([self._trained[client] for client in self._bound])
+        frozen = self._frozen[self._bound]
+        states: Tensor = DecoderPass.apply(trained, frozen, input_ids, self._decoder, self._flat)
+        return states
+
+
+class SingleStack:
+    """One client in PEFT's layers."""
+
     def __init__(self, attached: AttachedLora, side: Side) -> None:
         self._attached = attached
         self._side = side
 
     def active(self) -> AbstractContextManager[object]:
+        """PEFT's layers are in the model."""
         return self._attached.active(train=True, side=self._side)
 
     def load(self, client: int, flat: np.ndarray) -> None:
+        """Copy in."""
         self._attached.load_flat(flat)
 
     def read(self, client: int) -> np.ndarray:
+        """Copy out."""
         return self._attached.read_flat()
 
     def parameters(self, client: int) -> list[nn.Parameter]:
+        """One or two parameters a layer."""
         return self._attached.parameters(self._side)
 
     def bind(self, clients: Sequence[int], dropout_seeds: Sequence[int]) -> None:
+        """Seed the masks."""
         self._attached.seed_dropout(dropout_seeds[0])
 
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """Through transformers."""
+        return self._attached.backbone.hidden(input_ids)
 
-class _Stacked:
+
+class CohortStack:
+    """Several clients in stacked layers."""
+
     def __init__(self, cohort: CohortLora) -> None:
         self._cohort = cohort
 
     def active(self) -> AbstractContextManager[object]:
+        """The stacked layers are in the model."""
         return self._cohort
 
     def load(self, client: int, flat: np.ndarray) -> None:
+        """Copy in."""
         self._cohort.load_flat(client, flat)
 
     def read(self, client: int) -> np.ndarray:
+        """Copy out."""
         return self._cohort.read_flat(client)
 
     def parameters(self, client: int) -> list[nn.Parameter]:
+        """One flat parameter."""
         return [self._cohort.leaves[client]]
 
     def bind(self, clients: Sequence[int], dropout_seeds: Sequence[int]) -> None:
+        """Choose clients; adapters with dropout are never stacked."""
         self._cohort.bind(clients)
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """Through transformers."""
+        return self._cohort.backbone.hidden(input_ids)

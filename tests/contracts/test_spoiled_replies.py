@@ -239,8 +239,11 @@ def test_a_bad_evaluation_is_dropped_and_named(
 # Giving up ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "which", ["factor_mean", "stack_mixed", "svd", "alternating_mixed", "fedadam"]
+)
 def test_too_few_good_replies_stop_the_run_and_it_can_go_on(
-    case: str,
+    which: str,
     configured: Fixture,
     play: Fixture,
     undisturbed: Fixture,
@@ -248,7 +251,7 @@ def test_too_few_good_replies_stop_the_run_and_it_can_go_on(
     spoil: Fixture,
     tmp_path: Any,
 ) -> None:
-    config = configured(case, "strategy.min_fraction=0.75")
+    config = configured(which, "strategy.min_fraction=0.75")
     expected = "round 2: 2 of 4 clients gave a good reply .* asks for 3"
 
     def second_node(asked: Message, infos: Infos, parts: Parts) -> Message | None:
@@ -259,7 +262,7 @@ def test_too_few_good_replies_stop_the_run_and_it_can_go_on(
     saved = checkpoints.latest(tmp_path / "run" / "checkpoints")
     assert saved is not None
     assert saved.server_round == 1
-    assert play(config, folder=tmp_path / "run").sha == undisturbed(case).sha
+    assert play(config, folder=tmp_path / "run").sha == undisturbed(which).sha
 
 
 def test_a_retry_asks_only_those_that_failed_and_each_counts_once(
@@ -292,12 +295,12 @@ def test_a_retry_asks_only_those_that_failed_and_each_counts_once(
 
 
 def test_a_dead_worker_stops_the_run_at_once(
-    case: str, configured: Fixture, play: Fixture, edge_grid: Fixture, spoil: Fixture, tmp_path: Any
+    configured: Fixture, play: Fixture, edge_grid: Fixture, spoil: Fixture, tmp_path: Any
 ) -> None:
     def died(asked: Message, infos: Infos, parts: Parts) -> Message | None:
         return Message(Error(0, "ActorDied"), reply_to=asked) if MINE in parts else None
 
-    config = configured(case, "num_rounds=2", "strategy.max_retries=5")
+    config = configured("factor_mean", "num_rounds=2", "strategy.max_retries=5")
     grid = edge_grid(2, spoil(died, rounds=[2]))
     with pytest.raises(RunStoppedError, match=r"worker died \(ActorDied\); resume the run"):
         play(config, grid=grid, folder=tmp_path / "run")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from flwr.app import ArrayRecord, ConfigRecord
 
 Fixture = Callable[..., Any]
@@ -23,14 +24,15 @@ def test_hosting_waves_and_order_of_replies_do_not_matter(
     )
 
 
+@pytest.mark.parametrize("which", ["factor_mean", "stack", "residual", "svd", "fedadam", "diloco"])
 def test_batched_training_agrees_to_rounding(
-    case: str, configured: Fixture, play: Fixture, undisturbed: Fixture
+    which: str, configured: Fixture, play: Fixture, undisturbed: Fixture
 ) -> None:
-    batched = play(configured(case, "runtime.num_nodes=1", "runtime.cohort_tokens=4096"))
-    for layer in undisturbed(case).strategy.model.factors:
+    batched = play(configured(which, "runtime.num_nodes=1", "runtime.cohort_tokens=4096"))
+    for layer in undisturbed(which).strategy.model.factors:
         # float32 sums in another order; Adam's division by small second moments makes 1e-7 of it about 1e-4
         np.testing.assert_allclose(
-            batched.product(layer), undisturbed(case).product(layer), rtol=0, atol=2e-4
+            batched.product(layer), undisturbed(which).product(layer), rtol=0, atol=2e-4
         )
 
 
@@ -72,7 +74,7 @@ def test_hooks_return_lists(case: str, undisturbed: Fixture) -> None:
     strategy._left_to_train = []
 
 
-def test_training_moves_the_model_and_lowers_the_loss(case: str, undisturbed: Fixture) -> None:
+def test_training_moves_the_model(case: str, undisturbed: Fixture) -> None:
     losses = [r["train_loss"] for r in undisturbed(case).run.records("round") if r["round"]]
     assert all(math.isfinite(loss) for loss in losses)
     products = [

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from fedllm_flwr.averaging import Delta, LowRank
 from fedllm_flwr.models.adapters import AdapterLayout, LoraSpec, attach, layer_shapes
 from fedllm_flwr.models.backbone import Backbone, load
 from fedllm_flwr.models.catalog import ModelRef
@@ -112,6 +113,16 @@ def full_gradient(backbone: Backbone) -> Gradient:
         return flat
 
     return gradient
+
+
+@pytest.fixture(params=["lean", "transformers"])
+def delta(request: pytest.FixtureRequest, layout: AdapterLayout) -> Delta | None:
+    """None, or a delta of width 0: it adds nothing, but only transformers' modules can compute it."""
+    if request.param == "lean":
+        return None
+    first = layout.layers[0]
+    left = np.zeros((first.out_features, 0), dtype=np.float32)
+    return {first.name: LowRank(left, np.zeros((0, first.in_features), dtype=np.float32))}
 
 
 def relative(found: np.ndarray, wanted: np.ndarray) -> float:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedllm_flwr.averaging import LowRank
+from fedllm_flwr.averaging import Delta, LowRank
 from fedllm_flwr.models.adapters import AdapterLayout, LoraSpec
 from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.training.local import ClientJob, plan_cohorts, train
@@ -32,6 +32,7 @@ def unequal_jobs(make_job: MakeJob) -> list[ClientJob]:
 @pytest.mark.parametrize("side", ["both", "b"])
 def test_together_as_one_by_one(
     backbone: Backbone,
+    delta: Delta | None,
     make_job: MakeJob,
     distance: Distance,
     settings: LocalSettings,
@@ -40,8 +41,8 @@ def test_together_as_one_by_one(
 ) -> None:
     jobs = unequal_jobs(make_job)
     settings = replace(settings, side=side)
-    apart = train(backbone, jobs, replace(settings, cohort_tokens=0))
-    joint = train(backbone, jobs, replace(settings, cohort_tokens=TOGETHER))
+    apart = train(backbone, jobs, replace(settings, cohort_tokens=0), delta=delta)
+    joint = train(backbone, jobs, replace(settings, cohort_tokens=TOGETHER), delta=delta)
     assert len(plan_cohorts(dict(enumerate(jobs)), replace(settings, cohort_tokens=TOGETHER))) == 1
     for job, one, many in zip(jobs, apart, joint, strict=True):
         assert (one.partition_id, one.error, many.error) == (job.partition_id, "", "")
@@ -119,12 +120,16 @@ def test_the_jobs_own_adapters_are_not_written_to(backbone: Backbone, make_job: 
 
 @pytest.mark.parametrize("cohort_tokens", [0, TOGETHER])
 def test_a_client_that_is_not_finite_fails_alone(
-    backbone: Backbone, make_job: MakeJob, distance: Distance, cohort_tokens: int
+    backbone: Backbone,
+    delta: Delta | None,
+    make_job: MakeJob,
+    distance: Distance,
+    cohort_tokens: int,
 ) -> None:
     jobs = [make_job(client) for client in range(3)]
-    good = train(backbone, jobs, replace(SGD, cohort_tokens=cohort_tokens))
+    good = train(backbone, jobs, replace(SGD, cohort_tokens=cohort_tokens), delta=delta)
     jobs[1].adapter[5] = np.nan
-    found = train(backbone, jobs, replace(SGD, cohort_tokens=cohort_tokens))
+    found = train(backbone, jobs, replace(SGD, cohort_tokens=cohort_tokens), delta=delta)
     assert found[1].error == "client 1: loss is nan at step 1"
     assert np.array_equal(found[1].adapter, jobs[1].adapter, equal_nan=True)
     assert np.isnan(found[1].loss)

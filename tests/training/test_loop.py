@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedllm_flwr.averaging import Delta
 from fedllm_flwr.models.adapters import AdapterLayout
 from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.training.batches import Share, collate, plan_steps
@@ -31,6 +32,7 @@ def step_of(job: ClientJob, result: LocalResult) -> np.ndarray:
 @pytest.mark.parametrize("cohort_tokens", [0, TOGETHER])
 def test_gradient_is_that_of_the_full_logits(
     backbone: Backbone,
+    delta: Delta | None,
     make_job: Callable[..., ClientJob],
     full_gradient: Callable[..., np.ndarray],
     distance: Distance,
@@ -40,7 +42,9 @@ def test_gradient_is_that_of_the_full_logits(
     jobs = [make_job(client, labels=labels) for client in range(3)]
     head = HEAD if labels else None
     settings = replace(ONE_STEP, cohort_tokens=cohort_tokens)
-    for job, result in zip(jobs, train(backbone, jobs, settings, head_token_ids=head), strict=True):
+    for job, result in zip(
+        jobs, train(backbone, jobs, settings, head_token_ids=head, delta=delta), strict=True
+    ):
         # 1e-4: float32 sums in another order
         assert distance(step_of(job, result), full_gradient(job, job.rows, head)) < 1e-4
 
@@ -48,29 +52,33 @@ def test_gradient_is_that_of_the_full_logits(
 @pytest.mark.parametrize("cohort_tokens", [0, TOGETHER])
 def test_accumulated_gradient_is_that_of_the_large_batch(
     backbone: Backbone,
+    delta: Delta | None,
     make_job: Callable[..., ClientJob],
     distance: Distance,
     cohort_tokens: int,
 ) -> None:
     # rows of 3 to 20 tokens, and a last micro-batch of one row: a mean of means would be far off
     jobs = [make_job(client, num_rows=7, lengths=(3, 20)) for client in range(2)]
-    large = train(backbone, jobs, ONE_STEP)
+    large = train(backbone, jobs, ONE_STEP, delta=delta)
     small = replace(ONE_STEP, batch_size=2, gradient_accumulation=4, cohort_tokens=cohort_tokens)
-    for job, one, many in zip(jobs, large, train(backbone, jobs, small), strict=True):
+    for job, one, many in zip(jobs, large, train(backbone, jobs, small, delta=delta), strict=True):
         assert distance(step_of(job, many), step_of(job, one)) < 1e-4
         assert many.loss == pytest.approx(one.loss, rel=1e-5)
         assert many.steps == one.steps == 1
 
 
 def test_clipping_is_per_client(
-    backbone: Backbone, make_job: Callable[..., ClientJob], distance: Distance
+    backbone: Backbone, delta: Delta | None, make_job: Callable[..., ClientJob], distance: Distance
 ) -> None:
     jobs = [make_job(client) for client in range(3)]
     together = replace(ONE_STEP, cohort_tokens=TOGETHER)
-    free = [step_of(*pair) for pair in zip(jobs, train(backbone, jobs, together), strict=True)]
+    free = [
+        step_of(*pair)
+        for pair in zip(jobs, train(backbone, jobs, together, delta=delta), strict=True)
+    ]
     norms = sorted(np.linalg.norm(step) for step in free)
     bound = float(norms[0] + norms[1]) / 2  # clips two of the three
-    clipped = train(backbone, jobs, replace(together, clip_norm=bound))
+    clipped = train(backbone, jobs, replace(together, clip_norm=bound), delta=delta)
     for job, step, result in zip(jobs, free, clipped, strict=True):
         wanted = step * min(1.0, bound / float(np.linalg.norm(step)))
         assert distance(step_of(job, result), wanted) < 1e-4
@@ -79,6 +87,7 @@ def test_clipping_is_per_client(
 @pytest.mark.parametrize("cohort_tokens", [0, TOGETHER])
 def test_proximal_gradient_is_that_of_the_penalised_loss(
     backbone: Backbone,
+    delta: Delta | None,
     make_job: Callable[..., ClientJob],
     full_gradient: Callable[..., np.ndarray],
     distance: Distance,
@@ -93,7 +102,7 @@ def test_proximal_gradient_is_that_of_the_penalised_loss(
         proximal_mu=mu,
         cohort_tokens=cohort_tokens,
     )
-    for job, result in zip(jobs, train(backbone, jobs, settings), strict=True):
+    for job, result in zip(jobs, train(backbone, jobs, settings, delta=delta), strict=True):
         # at the start the penalty has no gradient; after one step it is mu times the move
         first = job.adapter - rate * full_gradient(job, job.rows)
         moved = replace(job, adapter=first)
@@ -121,6 +130,7 @@ def test_proximal_training_ends_where_pull_and_gradient_balance(
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_the_other_side_stays_bit_equal(
     backbone: Backbone,
+    delta: Delta | None,
     layout: AdapterLayout,
     make_job: Callable[..., ClientJob],
     side: str,
@@ -137,7 +147,7 @@ def test_the_other_side_stays_bit_equal(
         side=side,
         cohort_tokens=cohort_tokens,
     )
-    for job, result in zip(jobs, train(backbone, jobs, settings), strict=True):
+    for job, result in zip(jobs, train(backbone, jobs, settings, delta=delta), strict=True):
         before = layout.unpack(job.adapter, 1.0)
         after = layout.unpack(result.adapter, 1.0)
         for name in before:
@@ -150,14 +160,18 @@ def test_a_row_s_loss_does_not_depend_on_its_batch_mates(
     backbone: Backbone, make_row: Callable[..., object]
 ) -> None:
     short, long, other = make_row(1, 4), make_row(2, 17), make_row(3, 4)
-    device = torch.device("cpu")
-    with torch.no_grad():
-        alone = batch_losses(backbone, collate([Share([short])], device), None)
-        beside_long = batch_losses(backbone, collate([Share([long, short])], device), None)
-        swapped = batch_losses(backbone, collate([Share([short, other])], device), None)
-        of_two = collate([Share([long, long]), Share([short])], device)
-        second = batch_losses(backbone, of_two, None)[of_two.owners == 1]
-    for losses in (beside_long[-4:], swapped[:4], second):
+
+    def losses_of(*shares: Share) -> torch.Tensor:
+        batch = collate(shares, torch.device("cpu"))
+        with torch.no_grad():
+            hidden = backbone.hidden(batch.input_ids)
+            return batch_losses(backbone, hidden, batch, None)
+
+    alone = losses_of(Share([short]))
+    beside_long = losses_of(Share([long, short]))
+    before_other = losses_of(Share([short, other]))
+    of_two_clients = losses_of(Share([long, long]), Share([short]))
+    for losses in (beside_long[-4:], before_other[:4], of_two_clients[-4:]):
         torch.testing.assert_close(losses, alone, rtol=1e-5, atol=1e-6)
 
 
@@ -173,7 +187,8 @@ def test_loss_is_the_mean_over_the_label_tokens_of_each_step(
         rows = [job.rows[i] for i in indices]
         with torch.no_grad():
             batch = collate([Share(rows)], torch.device("cpu"))
-            means.append(float(batch_losses(backbone, batch, None).mean()))
+            hidden = backbone.hidden(batch.input_ids)
+            means.append(float(batch_losses(backbone, hidden, batch, None).mean()))
     assert result.first_loss == pytest.approx(means[0], rel=1e-5)
     assert result.loss == pytest.approx(np.mean(means), rel=1e-5)
     assert result.steps == 3

@@ -1,0 +1,217 @@
+"""What may cross the wire is a closed list; everything else is searched for in the serialised bytes and not found."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from clients.workspace import open_workspace
+from fedllm_flwr.core import run, whole_json
+from fedllm_flwr.tasks.catalog import load_task
+
+Fixture = Callable[..., Any]
+RECORD_KEYS = {"package-version", "body", "parts", "codec"}
+COMMON = {"config", "fingerprint", "server-round", "partition-ids", "side-held", "delta-ranks"}
+DOWN = {
+    "train": COMMON | {"side", "learning-rate"},
+    "evaluate": COMMON | {"splits", "template"},
+    "query.describe": set(),
+}
+UP = {
+    "train": {"clients"},
+    "evaluate": {"clients"},
+    "query.describe": {"partition-id", "num-partitions"},
+}
+CLIENT = {"partition-id", "num-examples", "loss", "steps", "tokens", "cpu-seconds", "error"}
+SUMS = {"correct", "total", "loss_sum", "label_tokens", "characters"}
+CARRIES = {"stack": {"delta"}, "residual": {"adapter", "delta"}}
+"""Parts that a server may send, by rule; the others send the adapter."""
+
+
+@pytest.fixture(scope="module")
+def spied(configured: Fixture, play: Fixture) -> Callable[[str], Any]:
+    """Two rounds of a case, evaluated on both held-out splits."""
+
+    def played(case: str) -> Any:
+        return play(configured(case, "num_rounds=2"), splits=("validation", "test"))
+
+    return played
+
+
+def test_only_the_listed_records_parts_and_dtypes_cross_the_wire(case: str, spied: Fixture) -> None:
+    played = spied(case)
+    grid, config = played.grid, played.strategy.config
+    seen = set()
+    for message in grid.sent:
+        kind = message.metadata.message_type
+        parts = checked(message, "instruction", DOWN[kind])
+        allowed = (
+            CARRIES.get(config.strategy.name, {"adapter"}) if kind != "query.describe" else set()
+        )
+        assert set(parts) <= allowed
+        seen |= set(parts)
+    assert seen == CARRIES.get(config.strategy.name, {"adapter"})
+    for reply in grid.replies:
+        kind = reply.metadata.message_type
+        parts = checked(reply, "answer", UP[kind])
+        clients = json.loads(reply.content["answer"]["body"]).get("clients", [])
+        trained = {f"{c['partition-id']}/adapter" for c in clients} if kind == "train" else set()
+        assert set(parts) == trained
+        for client in clients:
+            if kind == "train":
+                assert set(client) == CLIENT
+            else:
+                assert set(client) == {"partition-id", "splits"}
+                assert {name: set(sums) for name, sums in client["splits"].items()} == {
+                    "validation": SUMS,
+                    "test": SUMS,
+                }
+
+
+def checked(message: Message, key: str, body_keys: set[str]) -> dict[str, int]:
+    """Check the records of a message by their exact keys, and return its parts' sizes."""
+    content = message.content
+    parts = dict(json.loads(content[key]["parts"]))
+    metrics = {"metrics"} if key == "answer" else set()
+    assert set(content) == {key, *metrics, *(["arrays"] if parts else [])}
+    assert set(content[key]) == RECORD_KEYS
+    assert all(isinstance(value, str) for value in content[key].values())
+    assert set(json.loads(content[key]["body"])) == body_keys
+    if metrics:
+        assert set(content["metrics"]) == {"num-examples"}
+    if parts:
+        assert list(content["arrays"]) == ["flat"]
+        array = content["arrays"]["flat"].numpy()
+        assert (array.dtype, array.shape) == (np.float32, (sum(parts.values()),))
+    return parts
+
+
+@pytest.mark.parametrize("sharing", ["both", "b_only", "alternating"])
+def test_one_shared_side_halves_what_is_sent(sharing: str, micro: Fixture, play: Fixture) -> None:
+    played = play(micro(f"method.sharing={sharing}", "num_rounds=2", "runtime.num_nodes=4"))
+    shapes, rank = played.strategy.shapes, played.strategy.spec.rank
+    a = rank * sum(shape.in_features for shape in shapes)
+    b = rank * sum(shape.out_features for shape in shapes)
+    sizes = [
+        r.content["arrays"]["flat"].numpy().size
+        for r in played.grid.replies
+        if r.metadata.message_type == "train"
+    ]
+    one, two = {"both": (a + b, a + b), "b_only": (b, b), "alternating": (b, a)}[sharing]
+    assert sizes == [one] * 4 + [two] * 4
+    down = {
+        m.content["arrays"]["flat"].numpy().size for m in played.grid.sent if "arrays" in m.content
+    }
+    assert down == ({b} if sharing == "b_only" else {a + b})
+
+
+def test_no_row_no_label_and_no_row_id_crosses_the_wire(
+    micro: Fixture, edge_grid: Fixture, wire_bytes: Fixture, tmp_path: Path
+) -> None:
+    config = micro("baselines=all", "num_rounds=1", "method.dropout=0.1", f"out_dir={tmp_path}")
+    grid = edge_grid()
+    run(grid, config, config.out_dir)
+    everything = b"".join(wire_bytes(message) for message in (*grid.sent, *grid.replies))
+    assert b"learning-rate" in everything, "the search finds what does cross"
+    task = load_task(config.task.options(""), config.seed)
+    rows = [row for split in task.splits.values() for row in split]
+    assert len(rows) == 60
+    for row in rows:
+        for secret in (row.text, row.text[:24], row.row_id, f'"{row.target}"'):
+            assert secret.encode() not in everything
+
+
+@pytest.fixture
+def own_file(tmp_path: Path) -> Path:
+    """A user's file, in a folder whose name is nobody's business."""
+    path = tmp_path / "hospital-7" / "patients.csv"
+    path.parent.mkdir()
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["text", "label"])
+        writer.writerows(
+            [f"patient {n} says number {n * n}", "well" if n % 2 else "ill"] for n in range(60)
+        )
+    return path
+
+
+OWN = ("task=csv", "task.train_rows=0", "task.validation_rows=0", "task.test_rows=0",
+       "partition=iid", "partition.num_clients=2", "num_rounds=1")  # fmt: skip
+
+
+def test_a_file_on_a_node_stays_there(
+    micro: Fixture, play: Fixture, edge_grid: Fixture, wire_bytes: Fixture, own_file: Path
+) -> None:
+    grid = edge_grid(node_config={"data-path": str(own_file)})
+    played = play(micro(*OWN), grid=grid, splits=("test",))
+    assert played.run.records("round")[-1]["num_examples"] > 0
+    everything = b"".join(wire_bytes(message) for message in (*grid.sent, *grid.replies))
+    for secret in (b"patient", b"hospital", b"says number"):
+        assert secret not in everything
+
+
+@pytest.mark.parametrize(
+    "damage", ["a cell is missing", "the label is unknown", "the file is gone"]
+)
+def test_a_node_with_bad_data_does_not_quote_it(
+    damage: str,
+    micro: Fixture,
+    play: Fixture,
+    edge_grid: Fixture,
+    wire_bytes: Fixture,
+    own_file: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if damage == "the file is gone":
+        own_file.unlink()
+    else:
+        cells = "patient 99" if damage == "a cell is missing" else "patient 99,patient 100 is dead"
+        own_file.write_text(own_file.read_text() + cells + "\n")
+    grid = edge_grid(1, node_config={"data-path": str(own_file)})
+    with pytest.raises(Exception, match="0 of 2 clients"):
+        play(micro(*OWN, "task.labels=[ill,well]"), grid=grid)
+    errors = [reply for reply in grid.replies if reply.has_error()]
+    assert "this node cannot use its data" in errors[0].error.reason
+    for error in errors:
+        assert b"patient" not in wire_bytes(error)
+        assert b"hospital" not in wire_bytes(error)
+    assert "patients.csv" in caplog.text, "the node's own log says what is wrong"
+
+
+def test_bytes_of_an_adapter_are_four_a_value(micro: Fixture, play: Fixture) -> None:
+    played = play(micro("runtime.num_nodes=4", "num_rounds=1"))
+    for reply in played.grid.replies:
+        if reply.metadata.message_type == "train":
+            array = reply.content["arrays"]["flat"]
+            assert array.numpy().nbytes == 4 * played.strategy.layout.size
+            assert len(array.data) - array.numpy().nbytes <= 128, "the header of a .npy file"
+
+
+@pytest.mark.parametrize(("codec", "width"), [("float32", 4), ("float16", 2), ("bfloat16", 2)])
+def test_codecs_set_the_width_of_a_value_and_nothing_else(
+    codec: str, width: int, micro: Fixture, play: Fixture
+) -> None:
+    played = play(micro(f"wire={codec}", "runtime.num_nodes=4", "num_rounds=1"))
+    arrays = [r.content["arrays"]["flat"] for r in played.grid.replies if "arrays" in r.content]
+    assert {a.numpy().nbytes for a in arrays} == {width * played.strategy.layout.size}
+    exact = play(micro("runtime.num_nodes=4", "num_rounds=1"))
+    for layer in played.strategy.model.factors:
+        # bfloat16 keeps 8 bits of each factor, once down and once up
+        np.testing.assert_allclose(
+            played.product(layer),
+            exact.product(layer),
+            rtol=0,
+            atol=4e-2 * np.abs(exact.product(layer)).max(),
+        )
+
+
+def test_the_workspace_of_a_message_holds_no_node_fact(micro: Fixture, own_file: Path) -> None:
+    config = micro(*OWN, f"runtime.data_path={own_file}")
+    assert str(own_file) in whole_json(config)
+    assert "hospital" not in config.to_json()
+    assert len(open_workspace(whole_json(config)).clients) == 2

@@ -1,0 +1,204 @@
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fedllm_flwr import records
+from strategies.baselines import (
+    Recorder,
+    centralised,
+    figures,
+    local_only,
+    score,
+    unfederated,
+    zero_shot,
+)
+from strategies.hosting import Hosting
+
+Fixture = Callable[..., Any]
+SUMS = {"loss_sum": 2.0, "label_tokens": 4, "characters": 8}
+
+
+def sums(split: str, correct: int, total: int, server_round: int = 1) -> dict[str, Any]:
+    return {"split": split, "correct": correct, "total": total, "round": server_round} | SUMS
+
+
+def test_figures_pool_one_split_and_name_the_worst_client() -> None:
+    found = figures([sums("test", 1, 4), sums("test", 4, 4), sums("validation", 0, 9), sums("test", 0, 0)],
+                    "test", "classification")  # fmt: skip
+    assert found == {"accuracy": 5 / 8, "loss": 0.5, "worst_client_accuracy": 0.25}
+
+
+def test_figures_without_labels_have_no_accuracy() -> None:
+    found = figures([sums("test", 0, 4)], "test", "instruction")
+    assert set(found) == {"loss", "bits_per_character"}
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [({"accuracy": 0.5, "loss": 9.0}, 0.5), ({"loss": 2.0}, -2.0), ({}, -math.inf)],
+)
+def test_a_higher_score_is_better(found: dict[str, float], expected: float) -> None:
+    assert score(found) == expected
+
+
+def test_a_recorder_keeps_the_evaluations_of_the_latest_round() -> None:
+    notes: list[str] = []
+    recorder = Recorder(notes.append)
+    for record in (sums("test", 1, 2, 1), sums("test", 2, 2, 2), sums("validation", 2, 2, 2)):
+        recorder.evaluated(record)
+    assert [(e["round"], e["split"]) for e in recorder.evaluations] == [
+        (2, "test"),
+        (2, "validation"),
+    ]
+    recorder.failure(2, 7, "broken")
+    assert notes == ["baseline, round 2: client 7 is left out: broken"]
+
+
+def test_what_is_not_shared_takes_no_part_in_an_unfederated_run(micro: Fixture) -> None:
+    config = micro("strategy=svd", "strategy.cohort_fraction=0.5", "wire=float16")
+    alone = unfederated(config, 0.125, 2)
+    assert (alone.strategy.name, alone.strategy.server_optimizer) == ("factor_mean", "fedavg")
+    assert alone.strategy.cohort_fraction == 1.0
+    assert (alone.wire.uplink, alone.wire.downlink) == ("float32", "float32")
+    assert alone.optimizer.learning_rate == 0.125
+    assert (alone.num_rounds, alone.evaluate_every) == (2, 2)
+    same = ("client", "task", "partition", "model", "seed")
+    assert all(getattr(alone, name) == getattr(config, name) for name in same)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("strategy.server_optimizer=fedadam", "strategy.server_learning_rate=0.5"),
+        ("strategy.server_optimizer=diloco", "strategy.server_momentum=0.5"),
+        ("method.sharing=b_only",),
+        ("strategy=stack",),
+    ],
+)
+def test_every_configuration_has_an_unfederated_twin(
+    overrides: tuple[str, ...], micro: Fixture
+) -> None:
+    alone = unfederated(micro(*overrides), 0.01, 1)
+    assert alone.method.sharing == "both"
+    assert alone.fingerprint() != micro(*overrides).fingerprint()
+
+
+@pytest.fixture
+def run(edge_grid: Fixture) -> Callable[..., Any]:
+    """Run a baseline function; returns its evaluations and the grid."""
+
+    def ran(
+        function: Callable[..., None], config: Any, splits: tuple[str, ...] = ("test",)
+    ) -> tuple[Any, Any]:
+        grid, recorder = edge_grid(2), Recorder(print)
+        hosting = Hosting(grid, 1.0, print, recorder.count)
+        hosting.refresh()
+        function(config, hosting, recorder, "classification", splits)
+        return recorder.evaluations, grid
+
+    return ran
+
+
+def asked(grid: Any, kind: str) -> list[list[int]]:
+    bodies = [records.read_body(m) for m in grid.sent if m.metadata.message_type == kind]
+    return [body["partition-ids"] for body in bodies]
+
+
+def test_alone_a_single_client_is_the_same_as_federated(
+    micro: Fixture, run: Fixture, play: Fixture
+) -> None:
+    config = micro("partition.num_clients=1", "num_rounds=2", "evaluate_every=2")
+    evaluations, _ = run(local_only, config)
+    federated = play(config, splits=("test",)).run.records("evaluation")
+    assert evaluations == [record for record in federated if record["round"] == 2]
+
+
+def test_local_only_trains_and_evaluates_every_client_for_itself(
+    micro: Fixture, run: Fixture
+) -> None:
+    config = unfederated(micro(), 0.02, 2)
+    evaluations, grid = run(local_only, config)
+    assert sorted(asked(grid, "train")) == sorted([[p] for p in range(4)] * 2)
+    assert asked(grid, "evaluate") == [[p] for p in range(4)]
+    assert [(e["partition_id"], e["split"]) for e in evaluations] == [(p, "test") for p in range(4)]
+    sent = [m for m in grid.sent if m.metadata.message_type == "evaluate"]
+    flats = {records.read(m, records.INSTRUCTION)[1]["adapter"].tobytes() for m in sent}
+    assert len(flats) == 4, "each client is evaluated with its own adapter"
+
+
+def test_centralised_trains_on_all_rows_and_evaluates_each_clients(
+    micro: Fixture, run: Fixture
+) -> None:
+    config = unfederated(micro(), 0.02, 2)
+    evaluations, grid = run(centralised, config, ("validation", "test"))
+    assert asked(grid, "train") == [[records.POOLED]] * 2
+    assert sorted(e["partition_id"] for e in evaluations if e["split"] == "test") == [0, 1, 2, 3]
+    trained = [r for r in grid.replies if r.metadata.message_type == "train"]
+    infos = [records.read(r, records.ANSWER)[0]["clients"][0] for r in trained]
+    assert {info["num-examples"] for info in infos} == {36}
+    assert {info["steps"] for info in infos} == {2}
+
+
+def test_zero_shot_tests_the_template_that_is_best_on_validation_rows(
+    micro: Fixture, run: Fixture
+) -> None:
+    config = micro("task.validation_rows=40", "task.test_rows=40")
+    scores, tested, found = {}, {}, {}
+
+    def chosen(
+        config: Any,
+        hosting: Any,
+        recorder: Any,
+        kind: str,
+        splits: Any,
+        names: Any = ("topic", "about"),
+    ) -> None:
+        found[names] = zero_shot(config, hosting, recorder, kind, names)
+
+    for name in ("topic", "about"):
+        run(lambda *args, name=name: chosen(*args, names=(name,)), config)
+        tested[name] = found[(name,)]["accuracy"]
+    _, grid = run(chosen, config)
+    best = found["topic", "about"]
+    for message, reply in zip(grid.sent, grid.replies, strict=True):
+        if message.metadata.message_type == "evaluate":
+            body = records.read_body(message)
+            infos = records.read(reply, records.ANSWER)[0]["clients"]
+            for info in infos:
+                for split, own in info["splits"].items():
+                    key = body["template"], split
+                    scores[key] = scores.get(key, 0) + own["correct"]
+    assert set(scores) == {
+        ("topic", "validation"),
+        ("about", "validation"),
+        (best["detail"].split()[1].rstrip(","), "test"),
+    }
+    winner = max(("topic", "about"), key=lambda name: scores[name, "validation"])
+    assert best["detail"] == f"template {winner}, the best of 2 on validation rows"
+    assert best["accuracy"] == tested[winner]
+    assert not asked(grid, "train")
+
+
+def test_a_baseline_goes_on_without_a_client_that_fails(micro: Fixture, edge_grid: Fixture) -> None:
+    def second_node_is_silent(asked: Any, replies: Any) -> Any:
+        both = zip(asked, replies, strict=True)
+        return [
+            r
+            for m, r in both
+            if m.metadata.message_type != "train" or m.metadata.dst_node_id != 1001
+        ]
+
+    notes: list[str] = []
+    grid, recorder = edge_grid(2, second_node_is_silent), Recorder(notes.append)
+    hosting = Hosting(grid, 1.0, print, recorder.count)
+    hosting.refresh()
+    config = replace(unfederated(micro(), 0.02, 1))
+    local_only(config, hosting, recorder, "classification", ("test",))
+    assert [e["partition_id"] for e in recorder.evaluations] == [0, 1, 2, 3]
+    assert [note.split(":")[1] for note in notes] == [
+        " client 1 is left out",
+        " client 3 is left out",
+    ]

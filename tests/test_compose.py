@@ -1,0 +1,111 @@
+import threading
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+
+from fedllm_flwr.compose import CONF, compose_run, from_node, one_line
+from fedllm_flwr.errors import ConfigError
+
+
+def test_groups_are_found_beside_the_package_wherever_it_is_called_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert CONF.is_absolute()
+    assert compose_run(["experiment=smoke"]).config.experiment == "smoke"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_experiment_wins_over_groups_and_the_command_line_over_both() -> None:
+    base = compose_run(["experiment=smoke"]).config
+    assert (base.model.name, base.num_rounds, base.partition.num_clients) == ("tiny", 2, 4)
+    assert base.partition.name == "dirichlet", "what the experiment does not say is the root's"
+    changed = compose_run(["num_rounds=7", "experiment=smoke", "partition=iid"]).config
+    assert (changed.num_rounds, changed.partition.name, changed.partition.num_clients) == (
+        7,
+        "iid",
+        4,
+    )
+
+
+def test_the_order_of_overrides_does_not_matter() -> None:
+    one = compose_run(
+        ["experiment=smoke", "seed=3", "strategy=svd", "strategy.cohort_fraction=0.5"]
+    )
+    two = compose_run(
+        ["strategy.cohort_fraction=0.5", "strategy=svd", "seed=3", "experiment=smoke"]
+    )
+    assert one == two
+
+
+def test_what_belongs_to_the_door_is_not_part_of_the_run() -> None:
+    asked = compose_run(["experiment=smoke", "action=evaluate", "run=outputs/x"])
+    assert (asked.action, asked.run) == ("evaluate", "outputs/x")
+    plain = compose_run(["experiment=smoke"])
+    assert (plain.action, plain.run) == ("run", "")
+    assert asked.config == plain.config
+
+
+def test_it_composes_inside_another_composition() -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        assert compose_run(["experiment=smoke"]).config.seed == 0
+    assert compose_run(["experiment=smoke", "seed=1"]).config.seed == 1
+
+
+def test_it_composes_in_a_thread_as_in_a_server() -> None:
+    found = []
+    worker = threading.Thread(target=lambda: found.append(compose_run(["experiment=smoke"])))
+    worker.start()
+    worker.join()
+    assert found == [compose_run(["experiment=smoke"])]
+
+
+def test_an_interpolation_is_resolved_and_a_broken_one_is_one_line() -> None:
+    config = compose_run(["experiment=smoke", "num_rounds=${partition.num_clients}"]).config
+    assert config.num_rounds == 4
+    with pytest.raises(ConfigError, match="nothing") as caught:
+        compose_run(["experiment=smoke", "num_rounds=${nothing}"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mandatory_value_that_is_missing_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"Missing mandatory value.* model\.hub_id"):
+        compose_run(["experiment=smoke", "model=hub"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["smoke"],
+        ["seed=[1"],
+        ["experiment=smoke", "seed=0,1"],
+        ["experiment=smoke", "~seed"],
+        ["=3"],
+        ["+x.y=1"],
+    ],
+)
+def test_every_error_is_one_line(overrides: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_run(overrides)
+    text = str(caught.value)
+    assert text.strip() == text != ""
+    assert "\n" not in text
+
+
+def test_an_unknown_choice_lists_the_known_ones() -> None:
+    text = "In 'config': Could not find 'task/poetry'\n\nAvailable options in 'task':\n\tcsv"
+    found = one_line(text, ["task=poetry"])
+    assert found.startswith("task: expected one of csv, headlines, ")
+    assert found.endswith(", got 'poetry'")
+
+
+def test_another_message_of_hydras_is_kept_on_one_line_with_what_was_given() -> None:
+    assert one_line("first\n\n  second\nfirst\n", ["a=1"]) == "first second (given: a=1)"
+    assert one_line("x", []) == "x (given: no overrides)"
+
+
+def test_a_composed_node_is_checked_like_any_other_tree() -> None:
+    with pytest.raises(ConfigError, match="config: missing seed"):
+        from_node(OmegaConf.create({"action": "run", "run": None, "experiment": "x"}))
