@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import nn
+from torch.nn.functional import linear
 from workload import (
     ALPHA,
     CLIP_NORM,
@@ -81,6 +83,32 @@ class OurClient:
                     optimizer.zero_grad()
 
         return steps
+
+    def frozen_products(self, shape: Shape) -> Callable[[], None]:
+        """Only the products with frozen weights that an exact gradient of these rows needs.
+
+        No client that computes the same gradient with these kernels can cost less.
+        """
+        backbone = self.backbone
+        weights = [layer.weight for layer in backbone.linear_layers.values()]
+        positions = shape.batch * shape.length
+        states = {
+            width: torch.ones(positions, width, dtype=backbone.dtype)
+            for weight in weights
+            for width in weight.shape
+        }
+        head = backbone.head_weight()
+        chosen = torch.ones(shape.batch * shape.targets, head.shape[1], dtype=backbone.dtype)
+
+        def products() -> None:
+            with torch.no_grad():
+                for _ in range(shape.rows // shape.batch):
+                    for weight in weights:
+                        linear(states[weight.shape[1]], weight)
+                        states[weight.shape[0]] @ weight
+                    (chosen @ head.t()) @ head
+
+        return products
 
 
 def _rows(shape: Shape, client: int) -> list[Encoded]:

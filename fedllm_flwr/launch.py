@@ -173,9 +173,7 @@ def _flower(
         )
         command += ["--federation-config", f"num-supernodes={nodes} {shares}"]
     with tempfile.TemporaryDirectory(prefix="fedllm-") as folder:
-        run_config = (
-            Path(folder) / "run.toml"
-        )  # on the command line, Flower would stumble over quotes
+        run_config = Path(folder) / "run.toml"  # in an argument Flower would stumble over quotes
         overrides_text = json.dumps(text, ensure_ascii=False)
         run_config.write_text(f'experiment = ""\noverrides = {overrides_text}\n', encoding="utf-8")
         command += ["--run-config", str(run_config)]

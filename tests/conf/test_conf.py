@@ -42,7 +42,8 @@ def read(path: Path) -> dict[str, Any]:
 def test_every_group_is_a_dataclass_and_every_dataclass_is_a_group() -> None:
     folders = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert folders == {*GROUPS, "experiment"}
-    assert not [path for path in CONF.glob("*/*") if path.suffix not in (".yaml", "")]
+    for folder in folders:
+        assert {path.suffix for path in (CONF / folder).iterdir()} == {".yaml"}
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=name_of)
