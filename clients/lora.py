@@ -43,19 +43,21 @@ def train(message: Message, context: Context) -> Message:
 
 
 def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate the adapter that came (none: the plain backbone) on each client's own held-out rows."""
+    """Evaluate the global model on each client's own held-out rows.
+
+    The adapter is the server's, at its full rank: that is what a run exports, also where clients train lower ranks.
+    Without an adapter in the message it is the backbone and the carried delta.
+    """
     asked = read(message, context)
     work = asked.work
     template = str(asked.body.get("template", ""))
     encoder = work.encoder(template)
+    spec = work.config.method.server_spec()
+    adapter = None
+    if "adapter" in asked.parts:
+        adapter = AdapterLayout(work.shapes, spec.rank).pack(received_factors(asked))
     infos: list[dict[str, Any]] = []
     for partition_id in asked.partition_ids:
-        spec = work.config.method.spec(max(partition_id, 0))
-        adapter = None
-        if "adapter" in asked.parts:
-            adapter = AdapterLayout(work.shapes, spec.rank).pack(
-                start_factors(asked, partition_id, 0)
-            )
         splits = {}
         for split in asked.body["splits"]:
             sums = evaluate_rows(
@@ -100,20 +102,27 @@ def start_factors(asked: Asked, partition_id: int, server_round: int) -> dict[st
     Without an adapter in the message it is a fresh seeded draw: A from the round's address, B = 0.
     """
     work = asked.work
-    method, seed = work.config.method, work.config.seed
-    spec, server = method.spec(max(partition_id, 0)), method.server_spec()
+    spec = work.config.method.spec(max(partition_id, 0))
     if "adapter" not in asked.parts:
-        return initial_factors(work.shapes, spec, derive_seed(seed, "lora_a", server_round))
+        seed = derive_seed(work.config.seed, "lora_a", server_round)
+        return initial_factors(work.shapes, spec, seed)
+    return {
+        name: rescale(resize(factors, spec.rank), spec.scaling)
+        for name, factors in received_factors(asked).items()
+    }
+
+
+def received_factors(asked: Asked) -> dict[str, LoraFactors]:
+    """The server's adapter as it came; a side that never changes is drawn here from the run's seed."""
+    work = asked.work
+    server = work.config.method.server_spec()
     held: Side = asked.body["side-held"]
     frozen = None
     if held != "both":
-        frozen = initial_factors(work.shapes, server, derive_seed(seed, "lora_a", 0))
+        seed = derive_seed(work.config.seed, "lora_a", 0)
+        frozen = initial_factors(work.shapes, server, seed)
     layout = AdapterLayout(work.shapes, server.rank, held)
-    received = layout.unpack(asked.parts["adapter"], server.scaling, frozen)
-    return {
-        name: rescale(resize(factors, spec.rank), spec.scaling)
-        for name, factors in received.items()
-    }
+    return layout.unpack(asked.parts["adapter"], server.scaling, frozen)
 
 
 def _job(asked: Asked, partition_id: int, server_round: int) -> ClientJob:

@@ -28,6 +28,8 @@ class ShapeError(FedLLMError):
 class WireError(FedLLMError):
     """A message cannot be decoded or fails validation."""
 
+    exit_code = 3
+
 
 class RunStoppedError(FedLLMError):
     """The run gave up; its last checkpoint is intact and the run can be resumed."""

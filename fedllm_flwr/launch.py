@@ -216,15 +216,17 @@ def _until_ended(
     """Follow a run until Flower says that it has ended; ask ever more rarely, because ``flwr ls`` costs CPU seconds."""
     pause = FIRST_STATUS_SECONDS
     next_question = time.monotonic() + pause
+    was_over = False
     while True:
         follower.look()
         over = _summary(out_dir) is not None or follower.has_stopped
-        if over or time.monotonic() >= next_question:
+        if (over and not was_over) or time.monotonic() >= next_question:
             status = _status(link, connection, run_id)
             if status in ENDED:
                 return status
-            pause = min(2 * pause, LAST_STATUS_SECONDS)
-            next_question = time.monotonic() + (FIRST_STATUS_SECONDS / 5 if over else pause)
+            pause = POLL_SECONDS if over else min(2 * pause, LAST_STATUS_SECONDS)
+            next_question = time.monotonic() + pause
+        was_over = over
         time.sleep(POLL_SECONDS)
 
 

@@ -13,11 +13,18 @@ from fedllm_flwr.runs.directory import RunDirectory
 Fixture = Callable[..., Any]
 
 
+@pytest.mark.parametrize("ranks", ["", "method.client_ranks=[1,4]"])
 @pytest.mark.parametrize("rule", ["factor_mean", "stack", "residual"])
 def test_the_exported_adapter_has_the_accuracy_of_the_summary(
-    rule: str, micro: Fixture, edge_grid: Fixture, tmp_path: Path
+    rule: str, ranks: str, micro: Fixture, edge_grid: Fixture, tmp_path: Path
 ) -> None:
-    config = micro(f"strategy={rule}", "num_rounds=2", "evaluate_every=2", "task.test_rows=40")
+    settings = [
+        "num_rounds=2",
+        "evaluate_every=2",
+        "task.test_rows=40",
+        "optimizer.learning_rate=0.02",
+    ]
+    config = micro(f"strategy={rule}", *settings, *([ranks] if ranks else []))
     summary = core.run(edge_grid(), config, tmp_path / "run")
     found = evaluate_run(RunDirectory.open(tmp_path / "run"), None)
     assert found["run"] == str(tmp_path / "run")
