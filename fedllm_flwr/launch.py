@@ -107,20 +107,23 @@ def simulation_superlink(config: RunConfig) -> Iterator[SuperLink]:
         "--disable-runtime-dependency-installation",
     ]  # fmt: skip
     log = home / "superlink.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=neutral,
-            env=environment,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
     try:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=neutral,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         _wait_for_port(port, process, log)
         yield SuperLink(home, log, environment, process)
-    finally:
-        stop_tree(process)
+    finally:  # by its command line: an interrupt may come before the handle is there
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if {"--simulation", str(port)} <= set(child.cmdline()):
+                    stop_tree(child)
         shutil.rmtree(home, ignore_errors=True)
 
 
@@ -278,7 +281,9 @@ def _why(link: SuperLink, connection: str, run_id: str, out_dir: Path, status: s
     return f"the run {status} under Flower: {' | '.join(errors[-3:])}"
 
 
-def stop_tree(process: subprocess.Popen[bytes], patience_seconds: float = 15.0) -> None:
+def stop_tree(
+    process: subprocess.Popen[bytes] | psutil.Process, patience_seconds: float = 15.0
+) -> None:
     """Stop a process and everything that it started, also what has left its group (a ServerApp, Ray)."""
     try:
         root = psutil.Process(process.pid)
@@ -290,7 +295,8 @@ def stop_tree(process: subprocess.Popen[bytes], patience_seconds: float = 15.0) 
             with contextlib.suppress(psutil.NoSuchProcess):
                 getattr(member, how)()
         _, members = psutil.wait_procs(members, timeout=patience_seconds)
-    process.poll()
+    if isinstance(process, subprocess.Popen):
+        process.poll()
 
 
 def _tool(name: str) -> str:
