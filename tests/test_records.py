@@ -1,4 +1,5 @@
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,3 +151,16 @@ def test_counting_bytes_leaves_the_message_picklable() -> None:
     sent = message(records.instruction({}, {"x": np.ones(9, np.float32)}, "float32"))
     twin = pickle.loads(pickle.dumps(sent))  # noqa: S301 - our own bytes
     assert records.serialized_bytes(sent) == records.serialized_bytes(twin)
+
+
+@pytest.mark.parametrize("codec", records._STORAGE)
+@pytest.mark.parametrize("values", [0, 1, 1000, 5 * 2**20 // 4 - 32, 3_000_000])
+def test_computed_bytes_are_those_that_flower_serialises(codec: str, values: int) -> None:
+    generator = np.random.default_rng(0)  # chunks that are alike travel once
+    drawn = generator.standard_normal(values, dtype=np.float32)
+    sent = message(records.instruction({"a": "é"}, {"x": drawn} if values else {}, codec))
+
+    def serialised(node: Any) -> int:
+        return len(node.deflate()) + sum(serialised(c) for c in (node.children or {}).values())
+
+    assert records.serialized_bytes(sent) == serialised(sent)
