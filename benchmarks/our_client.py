@@ -27,7 +27,7 @@ from fedllm_flwr.models.catalog import ModelRef
 from fedllm_flwr.tasks.encode import Encoded
 from fedllm_flwr.training.batches import Share, collate
 from fedllm_flwr.training.local import ClientJob, LocalResult, train
-from fedllm_flwr.training.loop import batch_losses, make_optimizer
+from fedllm_flwr.training.loop import forward_backward, make_optimizer
 from fedllm_flwr.training.settings import LocalSettings
 from fedllm_flwr.training.stacks import make_stack
 
@@ -67,8 +67,9 @@ class OurClient:
         stack.load(0, self._layout.pack(self.factors))
         parameters = stack.parameters(0)
         optimizer = make_optimizer(parameters, SETTINGS)
+        weight = 1 / (shape.batch * shape.targets)
         batches = [
-            collate([Share(rows[start : start + shape.batch])], self.backbone.device)
+            collate([Share(rows[start : start + shape.batch], weight)], self.backbone.device)
             for start in range(0, shape.rows, shape.batch)
         ]
 
@@ -76,8 +77,7 @@ class OurClient:
             with stack.active():
                 stack.bind([0], [0])
                 for batch in batches:
-                    hidden = stack.hidden(batch.input_ids)
-                    batch_losses(self.backbone, hidden, batch, None).mean().backward()
+                    forward_backward(self.backbone, stack, batch, None)
                     nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
                     optimizer.step()
                     optimizer.zero_grad()

@@ -18,7 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.data.data_collator import default_data_collator
 from transformers.utils import logging as transformers_logging
 from workload import (
@@ -73,6 +79,7 @@ class UsualClient:
                 processing_class=tokenizer,
                 data_collator=default_data_collator,
             )
+            trainer.remove_callback(PrinterCallback)
             loss = trainer.train().training_loss
         get_peft_model_state_dict(model)  # the reply
         return float(loss)

@@ -3,7 +3,7 @@
 transformers' own modules compute the same at a higher cost, for the reason given in `blocks`. `find_decoder`
 says which models this path serves; every other model goes through transformers.
 
-Axes: as in `blocks`; P values of one client's flat adapter that are trained, Q that are not.
+Axes: as in `blocks`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from fedllm_flwr.models.backbone import Backbone
@@ -28,7 +27,6 @@ from fedllm_flwr.training.blocks import (
     rms_norm,
     rms_norm_backward,
 )
-from fedllm_flwr.training.flat import FlatFactors
 
 NamedLinear = tuple[str, nn.Linear]
 
@@ -170,43 +168,6 @@ class LeanDecoder:
             key_rotation=(cosine, sine),
             mask=mask.triu_(1),
         )
-
-
-class DecoderPass(torch.autograd.Function):
-    """The decoder as one node of the graph: trained values [K, P] in, final hidden states [b, t, d] out."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        trained: Tensor,
-        frozen: Tensor,
-        input_ids: Tensor,
-        decoder: LeanDecoder,
-        flat: FlatFactors,
-    ) -> Tensor:
-        """Compute and keep a tape.
-
-        Args:
-            ctx: Torch's.
-            trained: [K, P].
-            frozen: [K, Q].
-            input_ids: [b, t].
-            decoder: What computes.
-            flat: How the adapters lie in ``trained`` and ``frozen``.
-        """
-        adapters = Adapters(flat.factors(trained, frozen), flat.scaling)
-        states, tape = decoder.forward(input_ids, adapters, keep=ctx.needs_input_grad[0])
-        ctx.parts = (decoder, flat, tape, adapters, trained.shape)
-        return states
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """The gradient of the trained values; once only, since the tape is consumed."""
-        decoder, flat, tape, adapters, shape = ctx.parts
-        gradient = torch.empty(shape, dtype=torch.float32, device=slope.device)
-        decoder.backward(slope, tape, adapters, flat.slopes(gradient))
-        return gradient, None, None, None, None
 
 
 def _block(layer: Any, prefix: str) -> Block:

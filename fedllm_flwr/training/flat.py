@@ -42,17 +42,21 @@ class FlatFactors:
         self.frozen_size = len(self._mask) - self.trained_size
 
     def split(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Copies [P] and [Q] of the trained and the frozen values.
+        """The trained [P] and the frozen values [Q]; not copied if all are trained.
 
         Raises:
             ShapeError: The array has another size.
         """
         if flat.shape != self._mask.shape:
             raise ShapeError(f"flat adapter: expected {self._mask.shape}, got {flat.shape}")
+        if not self.frozen_size:
+            return flat, flat[:0]
         return flat[self._mask], flat[~self._mask]
 
     def join(self, trained: np.ndarray, frozen: np.ndarray) -> np.ndarray:
-        """The inverse of :meth:`split`."""
+        """The inverse of :meth:`split`, as a copy."""
+        if not self.frozen_size:
+            return trained.astype(np.float32)
         flat = np.empty(self._mask.shape, dtype=np.float32)
         flat[self._mask], flat[~self._mask] = trained, frozen
         return flat

@@ -158,12 +158,28 @@ def run(
             running = [trainee for trainee, _ in steps if trainee.update()]
 
 
-def batch_losses(
-    backbone: Backbone, hidden: Tensor, batch: Batch, head_token_ids: tuple[int, ...] | None
+def forward_backward(
+    backbone: Backbone, stack: AdapterStack, batch: Batch, head_token_ids: tuple[int, ...] | None
 ) -> Tensor:
-    """Cross-entropy of each label token of a batch [n] in nats, from its hidden states [b, t, d]."""
-    chosen = hidden.flatten(0, 1).index_select(0, batch.positions)
-    return backbone.row_losses(chosen, batch.targets, head_token_ids)
+    """One pass of the bound clients; their parameters get the gradient of the sum of weighted losses.
+
+    Args:
+        backbone: The shared model.
+        stack: The adapters, bound in the order of the batch.
+        batch: Rows, targets and weights.
+        head_token_ids: As in :meth:`fedllm_flwr.models.backbone.Backbone.row_losses`.
+
+    Returns:
+        Weighted cross-entropy of each label token [n], in nats.
+    """
+    hidden = stack.hidden(batch.input_ids)
+    states = hidden.detach().requires_grad_()
+    chosen = states.flatten(0, 1).index_select(0, batch.positions)
+    weighted = backbone.row_losses(chosen, batch.targets, head_token_ids) * batch.weights
+    weighted.sum().backward()
+    assert states.grad is not None  # noqa: S101  # every batch has targets
+    stack.backward(hidden, states.grad)
+    return weighted.detach()
 
 
 def _pass(
@@ -174,9 +190,7 @@ def _pass(
 ) -> list[float]:
     """Forward and backward; each share's weighted loss."""
     batch = collate(shares, backbone.device)
-    losses = batch_losses(backbone, stack.hidden(batch.input_ids), batch, head_token_ids)
-    weighted = losses * batch.weights
-    weighted.sum().backward()
+    weighted = forward_backward(backbone, stack, batch, head_token_ids)
     sums = np.zeros(len(shares))
-    np.add.at(sums, batch.owners.cpu().numpy(), weighted.detach().cpu().numpy())
+    np.add.at(sums, batch.owners.cpu().numpy(), weighted.cpu().numpy())
     return [float(value) for value in sums]

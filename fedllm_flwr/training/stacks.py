@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedllm_flwr.models.adapters import AttachedLora, LoraSpec, attach
 from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.models.cohort import CohortLora
-from fedllm_flwr.training.decoder import Adapters, DecoderPass, LeanDecoder
+from fedllm_flwr.training.decoder import Adapters, LeanDecoder, Tape
 from fedllm_flwr.training.find_decoder import find_decoder
 from fedllm_flwr.training.flat import FlatFactors
 from fedllm_flwr.training.settings import Side
@@ -41,6 +41,14 @@ class AdapterStack(Protocol):
 
     def hidden(self, input_ids: Tensor) -> Tensor:
         """Final hidden states [b, t, d]; the rows of each bound client lie together."""
+
+    def backward(self, hidden: Tensor, slope: Tensor) -> None:
+        """Add the bound clients' gradients to their parameters.
+
+        Args:
+            hidden: What the last call of :meth:`hidden` gave.
+            slope: The gradient of a sum of the clients' losses with respect to it.
+        """
 
 
 def make_stack(
@@ -92,10 +100,12 @@ class LeanStack:
     ) -> None:
         self._decoder = decoder
         self._flat = FlatFactors(backbone, spec, side)
-        trained = torch.zeros(num_clients, self._flat.trained_size, device=backbone.device)
-        self._trained = [nn.Parameter(values) for values in trained]
-        self._frozen = torch.zeros(num_clients, self._flat.frozen_size, device=backbone.device)
+        device = backbone.device
+        self._trained = torch.empty(num_clients, self._flat.trained_size, device=device)
+        self._frozen = torch.empty(num_clients, self._flat.frozen_size, device=device)
+        self._parameters = [nn.Parameter(row) for row in self._trained]  # share its memory
         self._bound = list(range(num_clients))
+        self._pass: tuple[Adapters, Tape] | None = None
 
     def active(self) -> AbstractContextManager[object]:
         """Nothing is changed in the model."""
@@ -104,29 +114,45 @@ class LeanStack:
     def load(self, client: int, flat: np.ndarray) -> None:
         """Copy in."""
         trained, frozen = self._flat.split(flat)
-        with torch.no_grad():
-            self._trained[client].copy_(torch.from_numpy(trained))
-            self._frozen[client].copy_(torch.from_numpy(frozen))
+        self._trained[client] = torch.from_numpy(np.require(trained, requirements="W"))
+        self._frozen[client] = torch.from_numpy(np.require(frozen, requirements="W"))
 
     def read(self, client: int) -> np.ndarray:
         """Copy out."""
-        trained = self._trained[client].detach().cpu().numpy()
-        return self._flat.join(trained, self._frozen[client].cpu().numpy())
+        trained, frozen = self._trained[client], self._frozen[client]
+        return self._flat.join(trained.cpu().numpy(), frozen.cpu().numpy())
 
     def parameters(self, client: int) -> list[nn.Parameter]:
         """One flat parameter."""
-        return [self._trained[client]]
+        return [self._parameters[client]]
 
     def bind(self, clients: Sequence[int], dropout_seeds: Sequence[int]) -> None:
         """Choose rows; there is no dropout here."""
         self._bound = list(clients)
 
     def hidden(self, input_ids: Tensor) -> Tensor:
-        """Stack and compute; automatic differentiation hands each client its own slice."""
-        trained = torch.stack([self._trained[client] for client in self._bound])
-        frozen = self._frozen[self._bound]
-        states: Tensor = DecoderPass.apply(trained, frozen, input_ids, self._decoder, self._flat)
+        """Compute, and keep a tape where gradients are wanted."""
+        everyone = self._bound == list(range(len(self._trained)))
+        chosen = slice(None) if everyone else self._bound
+        factors = self._flat.factors(self._trained[chosen], self._frozen[chosen])
+        adapters = Adapters(factors, self._flat.scaling)
+        keep = torch.is_grad_enabled()
+        with torch.no_grad():
+            states, tape = self._decoder.forward(input_ids, adapters, keep=keep)
+        self._pass = (adapters, tape)
         return states
+
+    def backward(self, hidden: Tensor, slope: Tensor) -> None:
+        """Walk the tape back and hand each client its own row."""
+        assert self._pass is not None  # noqa: S101  # hidden comes first
+        adapters, tape = self._pass
+        shape = (len(self._bound), self._flat.trained_size)
+        gradient = torch.empty(shape, device=slope.device)
+        with torch.no_grad():
+            self._decoder.backward(slope, tape, adapters, self._flat.slopes(gradient))
+        for client, row in zip(self._bound, gradient, strict=True):
+            parameter = self._parameters[client]
+            parameter.grad = row if parameter.grad is None else parameter.grad.add_(row)
 
 
 class SingleStack:
@@ -160,6 +186,10 @@ class SingleStack:
         """Through transformers."""
         return self._attached.backbone.hidden(input_ids)
 
+    def backward(self, hidden: Tensor, slope: Tensor) -> None:
+        """By automatic differentiation."""
+        hidden.backward(slope)
+
 
 class CohortStack:
     """Several clients in stacked layers."""
@@ -190,3 +220,7 @@ class CohortStack:
     def hidden(self, input_ids: Tensor) -> Tensor:
         """Through transformers."""
         return self._cohort.backbone.hidden(input_ids)
+
+    def backward(self, hidden: Tensor, slope: Tensor) -> None:
+        """By automatic differentiation, which hands each client its own slice."""
+        hidden.backward(slope)

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from fedllm_flwr.models.adapters import LoraSpec
-from fedllm_flwr.models.backbone import Backbone
+from fedllm_flwr.models.adapters import AdapterLayout, LoraSpec, attach
+from fedllm_flwr.models.backbone import Backbone, load
+from fedllm_flwr.models.catalog import ModelRef
 from fedllm_flwr.models.cohort import CohortLora
-from fedllm_flwr.training.decoder import Adapters, DecoderPass
+from fedllm_flwr.training.decoder import Adapters
 from fedllm_flwr.training.find_decoder import find_decoder
-from fedllm_flwr.training.flat import FlatFactors
+from fedllm_flwr.training.stacks import LeanStack, make_stack
 
 TARGETS = [
     ("q_proj", "v_proj"),
@@ -30,24 +31,24 @@ def test_states_and_gradients_are_those_of_transformers(
     generator = torch.Generator().manual_seed(4)
     ids = torch.randint(0, 300, (2 * clients, 7), generator=generator)
     slope = torch.randn(2 * clients, 7, backbone.hidden_size, generator=generator)
+    whole = AdapterLayout(attach(backbone, spec).shapes, spec.rank)
+    values = [0.3 * torch.randn(whole.size, generator=generator).numpy() for _ in range(clients)]
     cohort = CohortLora(backbone, spec, clients, side=side)
-    flat = FlatFactors(backbone, spec, side)
-    size = flat.trained_size + flat.frozen_size
-    values = [0.3 * torch.randn(size, generator=generator).numpy() for _ in range(clients)]
+    lean = make_stack(backbone, spec, clients, side)
+    assert isinstance(lean, LeanStack)
     for client, value in enumerate(values):
         cohort.load_flat(client, value)
+        lean.load(client, value)
     with cohort:
         cohort.bind(range(clients))
         wanted = backbone.hidden(ids)
         wanted.backward(slope)
-    halves = [flat.split(value) for value in values]
-    trained = torch.stack([torch.from_numpy(one) for one, _ in halves]).requires_grad_()
-    frozen = torch.stack([torch.from_numpy(other) for _, other in halves])
-    found = DecoderPass.apply(trained, frozen, ids, find_decoder(backbone), flat)
-    found.backward(slope)
+    found = lean.hidden(ids)
+    lean.backward(found, slope)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    wanted_slope = torch.stack([leaf.grad for leaf in cohort.leaves])
-    assert (trained.grad - wanted_slope).norm() < 1e-5 * wanted_slope.norm()
+    for client, leaf in enumerate(cohort.leaves):
+        [parameter] = lean.parameters(client)
+        assert (parameter.grad - leaf.grad).norm() < 1e-5 * leaf.grad.norm()
 
 
 def test_without_adapters_it_is_the_plain_model(backbone: Backbone) -> None:
@@ -69,14 +70,33 @@ def test_a_single_token(backbone: Backbone) -> None:
         torch.testing.assert_close(states, backbone.hidden(ids), rtol=1e-4, atol=1e-5)
 
 
-def test_the_tape_is_consumed(backbone: Backbone) -> None:
-    spec = LoraSpec(rank=2, alpha=3.0)
-    flat = FlatFactors(backbone, spec, "both")
-    trained = torch.zeros(1, flat.trained_size, requires_grad=True)
-    frozen = torch.zeros(1, 0)
-    ids = torch.arange(6).view(1, 6)
-    states = DecoderPass.apply(trained, frozen, ids, find_decoder(backbone), flat)
-    tape = states.grad_fn.parts[2]
-    assert len(tape.blocks) == 2
-    states.sum().backward()
-    assert tape.blocks == []
+def test_the_tape_holds_only_what_has_a_gradient_and_is_consumed(backbone: Backbone) -> None:
+    decoder = find_decoder(backbone)
+    assert decoder is not None
+    for name, kept in (("model.layers.1.mlp.up_proj", 1), ("model.layers.0.mlp.up_proj", 2)):
+        layer = backbone.linear_layers[name]
+        pair = (torch.ones(1, 1, layer.in_features), torch.ones(1, layer.out_features, 1))
+        slopes = {name: tuple(torch.full_like(value, torch.nan) for value in pair)}
+        adapters = Adapters({name: pair}, 1.0)
+        with torch.no_grad():
+            states, tape = decoder.forward(torch.arange(6).view(1, 6), adapters, keep=True)
+            assert len(tape.blocks) == kept
+            decoder.backward(torch.ones_like(states), tape, adapters, slopes)
+        assert tape.blocks == []
+        assert all(bool(slope.isfinite().all()) for slope in slopes[name])
+
+
+@pytest.mark.assets
+@pytest.mark.slow
+def test_the_default_model_is_served_in_its_own_dtype() -> None:
+    real = load(ModelRef(name="smollm2_135m"))
+    decoder = find_decoder(real)
+    assert decoder is not None
+    ids = torch.tensor([real.tokenizer("Oil prices rose on Monday.\nTopic:")["input_ids"]])
+    with torch.no_grad():
+        found, _ = decoder.forward(ids, Adapters({}, 1.0))
+        wanted = real.hidden(ids)
+        best = [real.head_weight() @ states[0, -1] for states in (found, wanted)]
+    # bfloat16 rounds each of some hundred operations to 8 bits
+    assert (found - wanted).float().norm() < 0.05 * wanted.float().norm()
+    assert best[0].argmax() == best[1].argmax()

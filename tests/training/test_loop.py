@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from fedllm_flwr.averaging import Delta
-from fedllm_flwr.models.adapters import AdapterLayout
+from fedllm_flwr.models.adapters import AdapterLayout, LoraSpec
 from fedllm_flwr.models.backbone import Backbone
+from fedllm_flwr.tasks.encode import Encoded
 from fedllm_flwr.training.batches import Share, collate, plan_steps
+from fedllm_flwr.training.evaluate import evaluate
 from fedllm_flwr.training.local import ClientJob, LocalResult, train
-from fedllm_flwr.training.loop import batch_losses
+from fedllm_flwr.training.loop import forward_backward
 from fedllm_flwr.training.settings import LocalSettings
+from fedllm_flwr.training.stacks import make_stack
 
 ONE_STEP = LocalSettings(
     batch_size=8, local_steps=1, optimizer="sgd", learning_rate=1.0, cohort_tokens=0
@@ -157,15 +160,20 @@ def test_the_other_side_stays_bit_equal(
 
 
 def test_a_row_s_loss_does_not_depend_on_its_batch_mates(
-    backbone: Backbone, make_row: Callable[..., object]
+    backbone: Backbone,
+    spec: LoraSpec,
+    make_row: Callable[..., Encoded],
+    make_job: Callable[..., ClientJob],
 ) -> None:
+    adapter = make_job(0).adapter
     short, long, other = make_row(1, 4), make_row(2, 17), make_row(3, 4)
 
     def losses_of(*shares: Share) -> torch.Tensor:
+        stack = make_stack(backbone, spec, len(shares), "both")
+        for client in range(len(shares)):
+            stack.load(client, adapter)
         batch = collate(shares, torch.device("cpu"))
-        with torch.no_grad():
-            hidden = backbone.hidden(batch.input_ids)
-            return batch_losses(backbone, hidden, batch, None)
+        return forward_backward(backbone, stack, batch, None)
 
     alone = losses_of(Share([short]))
     beside_long = losses_of(Share([long, short]))
@@ -185,10 +193,8 @@ def test_loss_is_the_mean_over_the_label_tokens_of_each_step(
     means = []
     for [indices] in plan_steps(len(job.rows), settings, job.seed):
         rows = [job.rows[i] for i in indices]
-        with torch.no_grad():
-            batch = collate([Share(rows)], torch.device("cpu"))
-            hidden = backbone.hidden(batch.input_ids)
-            means.append(float(batch_losses(backbone, hidden, batch, None).mean()))
+        sums = evaluate(backbone, rows)
+        means.append(sums.loss_sum / sums.label_tokens)
     assert result.first_loss == pytest.approx(means[0], rel=1e-5)
     assert result.loss == pytest.approx(np.mean(means), rel=1e-5)
     assert result.steps == 3
