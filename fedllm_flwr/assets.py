@@ -23,12 +23,13 @@ SHARED_SHA256 = {
 """Checksums of the files that are downloaded rather than installed from a hash-pinned wheel."""
 
 
-def locate(distribution: str, relative_path: str) -> Path:
+def locate(distribution: str, relative_path: str, *, get: str = GET_ASSETS) -> Path:
     """The path of one file of an installed distribution.
 
     Args:
         distribution: Name of the distribution, as a package index spells it.
         relative_path: The file, relative to the folder that the distribution is installed in.
+        get: The command that brings the distribution, for the message.
 
     Returns:
         An existing file.
@@ -40,11 +41,11 @@ def locate(distribution: str, relative_path: str) -> Path:
         path = Path(str(importlib.metadata.distribution(distribution).locate_file(relative_path)))
     except importlib.metadata.PackageNotFoundError:
         raise AssetError(
-            f"package {distribution} is not installed; run `{GET_ASSETS}` to get it"
+            f"package {distribution} is not installed; run `{get}` to get it"
         ) from None
     if not path.is_file():
         raise AssetError(
-            f"package {distribution} has no file {relative_path}; run `{GET_ASSETS}` to repair it"
+            f"package {distribution} has no file {relative_path}; run `{get}` to repair it"
         )
     return path
 

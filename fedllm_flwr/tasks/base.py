@@ -67,6 +67,41 @@ class Template:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class AttributeQuestion:
+    """What to ask a language model about an attribute of a text, such as where it was written.
+
+    Attributes:
+        name: The attribute.
+        values: Its values, at least two.
+        words: What the model is asked to say for each value, in the same order.
+        template: The question.
+    """
+
+    name: str
+    values: tuple[str, ...]
+    words: tuple[str, ...]
+    template: Template
+
+    def __post_init__(self) -> None:
+        """Check that every value has its word.
+
+        Raises:
+            ConfigError: There are fewer than two values, a value or a word occurs twice, or their numbers differ.
+        """
+        different = {len(set(self.values)), len(set(self.words)), len(self.values)}
+        if different != {len(self.words)} or len(self.values) < 2:
+            raise ConfigError(
+                f"attribute {self.name}: expected two or more different values with a word each, "
+                f"got {', '.join(self.values)} and {', '.join(self.words)}"
+            )
+
+
+def group_name(target: str, attribute: str) -> str:
+    """The name of the group of rows that share a target and an attribute."""
+    return f"{target}/{attribute}"
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """A data set in three disjoint splits. Compared and hashed by identity: rows are never compared.
@@ -78,6 +113,7 @@ class Task:
         label_names: The data's own names of the labels, in label order; empty without labels.
         label_words: What the model is asked to say for each label.
         templates: At least one; the first is the default.
+        attribute: How to ask for the attribute that, with the label, makes a row's group; None if there is none.
     """
 
     name: str
@@ -86,6 +122,7 @@ class Task:
     label_names: tuple[str, ...]
     label_words: tuple[str, ...]
     templates: tuple[Template, ...]
+    attribute: AttributeQuestion | None = None
 
     def template(self, name: str) -> Template:
         """The template of that name; the empty name is the default.
@@ -125,6 +162,8 @@ class TaskOptions:
             that occur, sorted.
         languages: Two-letter codes (``intents`` only); empty = all that the task offers.
         domains: Sources of text (``vader_sentiment`` only); empty = all that the task offers.
+        correlation: Share of the training and validation rows whose attribute agrees with their label
+            (``spurious_sentiment`` only), in [0.5, 1).
     """
 
     name: str
@@ -142,12 +181,13 @@ class TaskOptions:
     labels: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
+    correlation: float = 0.95
 
     def __post_init__(self) -> None:
-        """Make the options hashable and check the row counts.
+        """Make the options hashable and check the ranges.
 
         Raises:
-            ConfigError: A row count is out of range.
+            ConfigError: A row count or the correlation is out of range.
         """
         for field in ("labels", "languages", "domains"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
@@ -155,3 +195,5 @@ class TaskOptions:
             value = getattr(self, field)
             if value < least:
                 raise ConfigError(f"task.{field}: expected >= {least}, got {value}")
+        if not 0.5 <= self.correlation < 1:
+            raise ConfigError(f"task.correlation: expected in [0.5, 1), got {self.correlation}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 from fedllm_flwr.errors import ConfigError
-from fedllm_flwr.tasks import headlines, intents, reuters, synthetic, user_files, vader
+from fedllm_flwr.tasks import headlines, intents, reuters, spurious, synthetic, user_files, vader
 from fedllm_flwr.tasks.base import Kind, Task, TaskOptions
 from fedllm_flwr.tasks.sampling import subsample
 
@@ -34,6 +34,7 @@ class Entry:
 TASKS: dict[str, Entry] = {
     "r8_topics": Entry(reuters.load, "classification"),
     "vader_sentiment": Entry(vader.load, "classification", frozenset({"domains"})),
+    "spurious_sentiment": Entry(spurious.load, "classification", frozenset({"correlation"})),
     "intents": Entry(intents.load, "classification", frozenset({"languages"})),
     "headlines": Entry(headlines.load, "instruction"),
     "csv": Entry(user_files.load_csv, None, FILE_OPTIONS),

@@ -69,6 +69,11 @@ class Encoder:
         self.head_token_ids = self.label_token_ids if loss == "labels" else None
         self._cache: dict[str, Encoded] = {}
 
+    @property
+    def fixed_ids(self) -> tuple[int, ...]:
+        """Token ids that every row begins with: leading special tokens and the question up to the row's text."""
+        return tuple(self._prompt.before)
+
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """The rows' encodings, in order; each row is tokenised once in the encoder's life.
 

@@ -50,6 +50,20 @@ TEMPLATES = (
     Template("about", "Smart home request: {text}\nThis request is about the"),
     Template("keyword", "{text}\nKeyword:"),
     Template("list", f"Topics: {', '.join(INTENTS.values())}.\nRequest: {{text}}\nTopic:"),
+    Template(
+        "expert",
+        "{text}",
+        chat=True,
+        system="You are an expert in smart-home requests. Name the topic of the request: "
+        f"{', '.join(INTENTS.values())}.",
+    ),
+    Template(
+        "group_aware",
+        "{text}",
+        chat=True,
+        system="Requests come in several languages, all equally important. Understand the request "
+        f"in its language, then name its topic in English: {', '.join(INTENTS.values())}.",
+    ),
 )
 ATTEMPTS_PER_ROW = 200
 

@@ -6,7 +6,7 @@ options and the seed alone: every process that computes it gets the same.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from fedllm_flwr.errors import ConfigError
@@ -32,6 +32,8 @@ class PartitionOptions:
         max_train_rows_per_client: Keep at most this many training rows of each client; 0 = all.
         max_validation_rows_per_client: The same for validation rows.
         max_test_rows_per_client: The same for test rows.
+        label_conventions: Ways in which clients name labels, >= 1: client p says label (l + p mod this) for label
+            l, in all of its rows. 1 = all agree. Above 1 no single model can serve every client.
     """
 
     name: str = "iid"
@@ -42,6 +44,7 @@ class PartitionOptions:
     max_train_rows_per_client: int = 0
     max_validation_rows_per_client: int = 0
     max_test_rows_per_client: int = 0
+    label_conventions: int = 1
 
     def __post_init__(self) -> None:
         """Check every option by itself.
@@ -53,6 +56,7 @@ class PartitionOptions:
             known = ", ".join(SCHEMES)
             raise ConfigError(f"partition.name: expected one of {known}, got {self.name!r}")
         least = {"num_clients": int(self.name != "natural"), "shards_per_client": 1}
+        least["label_conventions"] = 1
         least |= {"min_train_rows": 1} | {f"max_{split}_rows_per_client": 0 for split in SPLITS}
         for field, bound in least.items():
             if getattr(self, field) < bound:
@@ -110,6 +114,11 @@ def partition(task: Task, options: PartitionOptions, seed: int) -> tuple[ClientR
             f"partition={options.name} and task={task.name}: the partition skews labels and the "
             f"task has none, use iid, quantity_skew or natural"
         )
+    if options.label_conventions > max(1, len(task.label_names)):
+        raise ConfigError(
+            f"partition.label_conventions: expected at most the {len(task.label_names)} labels of task {task.name}, "
+            f"got {options.label_conventions}"
+        )
     names = _natural_names(task, rows) if scheme.by == "client" else ()
     num_clients = _num_clients(task, options, names)
     _check_enough_rows(task, num_clients, options.min_train_rows)
@@ -123,10 +132,23 @@ def partition(task: Task, options: PartitionOptions, seed: int) -> tuple[ClientR
         for split in SPLITS:
             own = [rows[number] for number in numbers if number in spans[split]]
             own = shuffled(own, seed, f"client-{split}")
-            kept[split] = tuple(own[: options.most_rows(split) or None])
+            own = own[: options.most_rows(split) or None]
+            kept[split] = tuple(
+                _named(row, task, partition_id % options.label_conventions) for row in own
+            )
         name = names[partition_id] if names else f"client {partition_id}"
         clients.append(ClientRows(partition_id=partition_id, name=name, **kept))
     return tuple(clients)
+
+
+def _named(row: Row, task: Task, convention: int) -> Row:
+    """A row under a client's own convention; another row id, since its answer is another one."""
+    if not convention or row.label is None:
+        return row
+    label = (row.label + convention) % len(task.label_names)
+    return replace(
+        row, row_id=f"{row.row_id}~{convention}", label=label, target=task.label_names[label]
+    )
 
 
 def _natural_names(task: Task, rows: Sequence[Row]) -> tuple[str, ...]:

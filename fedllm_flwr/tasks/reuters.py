@@ -36,6 +36,13 @@ TEMPLATES = (
         chat=True,
         system=f"Name the topic of the news text: {', '.join(TOPICS.values())}.",
     ),
+    Template(
+        "expert",
+        "{text}",
+        chat=True,
+        system="You are an expert in financial news. Name the topic of the news text with one word: "
+        f"{', '.join(TOPICS.values())}.",
+    ),
 )
 HEADER_ROWS = 3
 VALIDATION_FRACTION = 0.1

@@ -28,14 +28,12 @@ DOMAINS = {
     "nyt": "nytEditorialSnippets",
 }
 LABELS = ("negative", "positive")
+QUESTION = "Is the sentiment of this text positive or negative? Answer with one word.\n\n{text}"
 TEMPLATES = (
     Template("sentence", "Sentence: {text}\nThe sentiment of this sentence is"),
     Template("review", "Review: {text}\nSentiment:"),
-    Template(
-        "chat",
-        "Is the sentiment of this text positive or negative? Answer with one word.\n\n{text}",
-        chat=True,
-    ),
+    Template("chat", QUESTION, chat=True),
+    Template("expert", QUESTION, chat=True, system="You are an expert in judging sentiment."),
 )
 LEAST_RATING = 1.0
 TEST_FRACTION = 0.2

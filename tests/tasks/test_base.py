@@ -1,7 +1,14 @@
 import pytest
 
 from fedllm_flwr.errors import ConfigError
-from fedllm_flwr.tasks.base import Row, Task, TaskOptions, Template
+from fedllm_flwr.tasks.base import (
+    AttributeQuestion,
+    Row,
+    Task,
+    TaskOptions,
+    Template,
+    group_name,
+)
 
 
 def make_task(**changes):
@@ -60,3 +67,27 @@ def test_row_counts_have_a_least_value(field, least):
         ConfigError, match=rf"^task\.{field}: expected >= {least}, got {least - 1}$"
     ):
         TaskOptions(name="x", **{field: least - 1})
+
+
+@pytest.mark.parametrize("correlation", [0.4, 1.0, float("nan")])
+def test_a_correlation_leaves_no_group_empty(correlation):
+    TaskOptions(name="x", correlation=0.5)
+    with pytest.raises(ConfigError, match=r"^task\.correlation: expected in \[0\.5, 1\), got "):
+        TaskOptions(name="x", correlation=correlation)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [(("a",), ("x",)), (("a", "b"), ("x",)), (("a", "a"), ("x", "y")), (("a", "b"), ("x", "x"))],
+)
+def test_an_attribute_has_a_word_for_each_of_two_or_more_values(values, words):
+    AttributeQuestion("place", ("a", "b"), ("x", "y"), Template("q", "{text}?"))
+    with pytest.raises(
+        ConfigError, match=r"^attribute place: expected two or more different values"
+    ):
+        AttributeQuestion("place", values, words, Template("q", "{text}?"))
+
+
+def test_tasks_have_no_attribute_unless_they_say_so():
+    assert make_task().attribute is None
+    assert group_name("good", "coast") == "good/coast"

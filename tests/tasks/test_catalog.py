@@ -7,7 +7,7 @@ from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.tasks.base import TaskOptions
 from fedllm_flwr.tasks.catalog import TASKS, check_options, load_task
 
-REAL = ("r8_topics", "vader_sentiment", "intents", "headlines")
+REAL = ("r8_topics", "vader_sentiment", "spurious_sentiment", "intents", "headlines")
 
 
 def test_the_table_is_closed_and_an_unknown_name_lists_it():
@@ -20,6 +20,8 @@ def test_the_table_is_closed_and_an_unknown_name_lists_it():
     [
         ("r8_topics", "domains", ("movie",)),
         ("vader_sentiment", "languages", ("en",)),
+        ("vader_sentiment", "correlation", 0.5),
+        ("spurious_sentiment", "domains", ("movie",)),
         ("intents", "data_path", "x.csv"),
         ("headlines", "instruction", "Sum up."),
         ("csv", "languages", ("en",)),
@@ -35,6 +37,7 @@ def test_an_option_that_the_task_ignores_is_refused(name, option, value):
 
 def test_every_option_that_a_task_reads_may_be_set():
     check_options(TaskOptions(name="vader_sentiment", domains=("movie",)))
+    check_options(TaskOptions(name="spurious_sentiment", correlation=0.5))
     check_options(TaskOptions(name="intents", languages=("en",), train_rows=10))
     check_options(TaskOptions(name="jsonl", data_path="x", prompt_column="q", labels=("a", "b")))
 
@@ -64,6 +67,23 @@ def test_every_real_task_is_sound(name):
     assert len(task.label_names) == len(task.label_words) == len(set(task.label_words))
     assert all((row.label is None) == (task.kind == "instruction") for row in rows)
     assert len({template.name for template in task.templates}) == len(task.templates)
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize(
+    ("name", "default", "last"),
+    [
+        ("r8_topics", "topic", ["expert"]),
+        ("vader_sentiment", "sentence", ["expert"]),
+        ("spurious_sentiment", "sentence", ["expert", "group_aware"]),
+        ("intents", "about", ["expert", "group_aware"]),
+    ],
+)
+def test_hard_prompts_stand_behind_the_default(name, default, last):
+    templates = load_task(TaskOptions(name=name), 0).templates
+    assert templates[0].name == default
+    assert [template.name for template in templates[-len(last) :]] == last
+    assert all(template.system for template in templates[-len(last) :])
 
 
 def test_a_file_decides_its_kind(tmp_path):

@@ -56,6 +56,20 @@ def test_label_loss_predicts_the_label_from_the_last_token(plain_tokenizer):
     assert encoder.head_token_ids == encoder.label_token_ids == expected
 
 
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_every_row_begins_with_the_fixed_text_and_goes_on(chat_tokenizer, template):
+    rows = [Row(f"r{i}", text, "alpha", 0) for i, text in enumerate(["one two", "three", "four"])]
+    encoder = build_encoder(
+        classification(), chat_tokenizer, template=template, loss="labels", max_tokens=64
+    )
+    fixed = encoder.fixed_ids
+    encoded = [row.input_ids.tolist() for row in encoder.encode(rows)]
+    assert fixed
+    assert all(tuple(ids[: len(fixed)]) == fixed for ids in encoded)
+    for row, ids in zip(rows, encoded, strict=True):
+        assert chat_tokenizer.decode(ids[len(fixed) :]).strip().startswith(row.text)
+
+
 def test_the_label_head_follows_the_templates_own_cue(chat_tokenizer):
     encoder, _ = encode(classification(), chat_tokenizer, template="chat")
     expected = tuple(chat_tokenizer(word)["input_ids"][0] for word in WORDS)
@@ -157,7 +171,16 @@ def test_rows_are_encoded_once_and_returned_in_order(plain_tokenizer):
 
 @pytest.mark.assets
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["r8_topics", "vader_sentiment", "intents", "headlines"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "r8_topics",
+        "vader_sentiment",
+        "spurious_sentiment",
+        "intents",
+        "headlines",
+    ],
+)
 def test_every_template_of_every_task_on_the_default_models_tokenizer(smollm2_tokenizer, name):
     task = load_task(TaskOptions(name=name, train_rows=40, test_rows=20), 0)
     loss = "vocabulary" if task.kind == "instruction" else "labels"
