@@ -85,7 +85,7 @@ def layer_shape(name: str, layer: Any) -> LayerShape:
 
 @lru_cache(maxsize=8)
 def _all_shapes(ref: ModelRef) -> dict[str, LayerShape]:
-    config = _config(ref)
+    config = model_config(ref)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
@@ -96,7 +96,12 @@ def _all_shapes(ref: ModelRef) -> dict[str, LayerShape]:
     return {name: layer_shape(name, layer) for name, layer in linear_layers(model).items()}
 
 
-def _config(ref: ModelRef) -> Any:
+def model_config(ref: ModelRef) -> Any:
+    """The model's configuration, without its weights.
+
+    Raises:
+        AssetError: The model is absent.
+    """
     if ref.entry.source == "built":
         return tiny_config()
     if ref.entry.config:

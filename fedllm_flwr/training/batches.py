@@ -31,10 +31,12 @@ class Share:
     Attributes:
         rows: Its rows, at least one.
         token_weight: Weight of each of its label tokens in the loss.
+        row_weights: Further weight of each row's label tokens, one per row; None = 1.
     """
 
     rows: Sequence[Encoded]
     token_weight: float = 1.0
+    row_weights: np.ndarray | None = None
 
     @property
     def length(self) -> int:
@@ -45,6 +47,13 @@ class Share:
     def tokens(self) -> int:
         """Input tokens, padding not counted."""
         return sum(len(row.input_ids) for row in self.rows)
+
+    @property
+    def token_weights(self) -> np.ndarray:
+        """Weight of each label token, row after row, float32."""
+        weights = np.ones(len(self.rows)) if self.row_weights is None else self.row_weights
+        counts = [len(row.targets) for row in self.rows]
+        return np.repeat(self.token_weight * weights, counts).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +112,7 @@ def plan_steps(num_rows: int, settings: LocalSettings, seed: int) -> Iterator[li
         epoch += 1
 
 
-def split_passes(shares: Sequence[Share]) -> list[list[int]]:
+def split_passes(shares: Sequence[Share], extra: int = 0) -> list[list[int]]:
     """Divide shares into passes so that no pass is mostly padding.
 
     Shares are taken by falling size; one joins the current pass unless the padding of the whole
@@ -111,6 +120,8 @@ def split_passes(shares: Sequence[Share]) -> list[list[int]]:
 
     Args:
         shares: What the clients of a cohort want to compute next.
+        extra: Positions that a row takes beside one for each of its tokens: a soft prompt's, less those of a
+            text that is not computed again.
 
     Returns:
         Indices of the shares of each pass; every share is in exactly one.
@@ -120,7 +131,7 @@ def split_passes(shares: Sequence[Share]) -> list[list[int]]:
     rows = length = area = 0
     for index in by_size:
         share = shares[index]
-        own = share.length * len(share.rows)
+        own = (share.length + extra) * len(share.rows)
         if passes:
             most = max(rows, len(share.rows))
             positions = (len(passes[-1]) + 1) * most * length
@@ -129,7 +140,7 @@ def split_passes(shares: Sequence[Share]) -> list[list[int]]:
                 rows, area = most, area + own
                 continue
         passes.append([index])
-        rows, length, area = len(share.rows), share.length, own
+        rows, length, area = len(share.rows), share.length + extra, own
     return [sorted(members) for members in passes]
 
 
@@ -145,29 +156,30 @@ def collate(shares: Sequence[Share], device: torch.device) -> Batch:
     ids = np.full((len(shares) * most, length), PADDING_ID, dtype=np.int64)
     positions, targets, weights, owners = [], [], [], []
     for owner, share in enumerate(shares):
+        weights.append(share.token_weights)
         for line, row in enumerate(share.rows, start=owner * most):
             ids[line, : len(row.input_ids)] = row.input_ids
             positions.append(line * length + row.predict_from.astype(np.int64))
             targets.append(row.targets.astype(np.int64))
-            weights.append(np.full(len(row.targets), share.token_weight, dtype=np.float32))
             owners.append(np.full(len(row.targets), owner, dtype=np.int64))
     parts = (np.concatenate(part) for part in (positions, targets, weights, owners))
     return Batch(*(torch.from_numpy(array).to(device) for array in (ids, *parts)))
 
 
-def by_length(rows: Sequence[Encoded], batch_tokens: int) -> Iterator[list[int]]:
+def by_length(rows: Sequence[Encoded], batch_tokens: int, extra: int = 0) -> Iterator[list[int]]:
     """Divide rows into batches of similar length, for evaluation.
 
     Args:
         rows: Rows in any order.
         batch_tokens: Padded positions of one batch; a longer row makes a batch of its own.
+        extra: As in :func:`split_passes`.
 
     Yields:
         Indices of the rows of a batch, shortest rows first.
     """
     batch: list[int] = []
     for index in sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i)):
-        if batch and (len(batch) + 1) * len(rows[index].input_ids) > batch_tokens:
+        if batch and (len(batch) + 1) * (len(rows[index].input_ids) + extra) > batch_tokens:
             yield batch
             batch = []
         batch.append(index)

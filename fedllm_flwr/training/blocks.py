@@ -5,7 +5,8 @@ out, a step makes about a third of the passes over memory, and its matrix produc
 backward function is checked against automatic differentiation by a test.
 
 Axes: N = b * t positions (b rows of t tokens), d hidden size, i inputs and o outputs of a linear layer, K clients
-with n = N / K positions each, r rank, R = ranks of all adapted layers of a fan, g query heads for each key head.
+with n = N / K positions each, r rank, R = ranks of all adapted layers of a fan, g query heads for each key head,
+p tokens whose keys and values are given.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from torch.nn.functional import linear
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 """Adapted layer -> A [K, r, i] and B [K, o, r], float32."""
+Past = tuple[Tensor, Tensor]
+"""Rotated keys and values [kv, p, f] of p tokens ahead of every row; nothing in them is trained."""
 Slopes = Mapping[str, tuple[Tensor | None, Tensor | None]]
 """Where the gradients of A and B go; None where a factor is not trained."""
 
@@ -78,9 +81,9 @@ class AttentionTape:
 
     Attributes:
         queries: Rotated and scaled, [b * kv, g * t, f].
-        keys: Rotated, [b * kv, t, f].
-        values: [b * kv, t, f].
-        weights: After the softmax, [b * kv, g * t, t].
+        keys: Rotated, [b * kv, p + t, f].
+        values: [b * kv, p + t, f].
+        weights: After the softmax, [b * kv, g * t, p + t].
     """
 
     queries: Tensor
@@ -101,7 +104,8 @@ class AttentionShape:
         width: Size f of a head.
         query_rotation: Cosine and sine [t, f], times the attention's scaling.
         key_rotation: Cosine and sine [t, f].
-        mask: 0 and minus infinity [t, t], causal.
+        mask: 0 and minus infinity [t, p + t], causal.
+        past: Tokens p ahead of every row whose keys and values are given.
     """
 
     rows: int
@@ -112,6 +116,7 @@ class AttentionShape:
     query_rotation: tuple[Tensor, Tensor]
     key_rotation: tuple[Tensor, Tensor]
     mask: Tensor
+    past: int = 0
 
     def split(self, states: Tensor, per_group: int) -> Tensor:
         """[N, kv * per_group * f] to [b, kv, per_group, t, f], a view."""
@@ -127,9 +132,14 @@ class AttentionShape:
         """[b, kv, per_group, t, f] to [b * kv, per_group * t, f]."""
         return heads.reshape(self.rows * self.groups, -1, self.width)
 
+    def behind(self, past: Tensor, own: Tensor) -> Tensor:
+        """[kv, p, f] of all rows ahead of each row's own [b * kv, t, f]: [b * kv, p + t, f]."""
+        by_row = own.view(self.rows, self.groups, self.length, self.width)
+        return torch.cat([past.expand(self.rows, *past.shape), by_row], dim=2).flatten(0, 1)
+
 
 def attention(
-    queries: Tensor, keys: Tensor, values: Tensor, shape: AttentionShape
+    queries: Tensor, keys: Tensor, values: Tensor, shape: AttentionShape, past: Past | None = None
 ) -> tuple[Tensor, AttentionTape]:
     """Causal attention with rotary positions.
 
@@ -138,6 +148,7 @@ def attention(
         keys: [N, kv * f], not yet rotated.
         values: [N, kv * f].
         shape: Sizes and tables.
+        past: Of the tokens ahead of every row, if the shape has any.
 
     Returns:
         The mixed values [N, kv * g * f], and what the way back needs.
@@ -145,8 +156,11 @@ def attention(
     rotated = shape.stack(rotate(shape.split(queries, shape.per_group), *shape.query_rotation))
     key_heads = shape.stack(rotate(shape.split(keys, 1), *shape.key_rotation))
     value_heads = shape.stack(shape.split(values, 1))
+    if past is not None:
+        key_heads = shape.behind(past[0], key_heads)
+        value_heads = shape.behind(past[1], value_heads)
     scores = torch.bmm(rotated, key_heads.transpose(1, 2))
-    scores.view(-1, shape.per_group, shape.length, shape.length).add_(shape.mask)
+    scores.view(-1, shape.per_group, *shape.mask.shape).add_(shape.mask)
     weights = torch.softmax(scores, -1)
     mixed = shape.merge(torch.bmm(weights, value_heads), shape.per_group)
     return mixed, AttentionTape(rotated, key_heads, value_heads, weights)
@@ -157,12 +171,13 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries [N, kv * g * f], keys and values [N, kv * f]."""
     heads = shape.stack(shape.split(slope, shape.per_group))
-    d_values = torch.bmm(tape.weights.transpose(1, 2), heads)
+    own = slice(shape.past, None)
+    d_values = torch.bmm(tape.weights[..., own].transpose(1, 2), heads)
     d_weights = torch.bmm(heads, tape.values.transpose(1, 2))
     weights = tape.weights
     d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
     d_queries = torch.bmm(d_scores, tape.keys)
-    d_keys = torch.bmm(d_scores.transpose(1, 2), tape.queries)
+    d_keys = torch.bmm(d_scores[..., own].transpose(1, 2), tape.queries)
     return (
         shape.merge(_unrotate(d_queries, shape.query_rotation, shape), shape.per_group),
         shape.merge(_unrotate(d_keys, shape.key_rotation, shape), 1),

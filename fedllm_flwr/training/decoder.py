@@ -6,6 +6,7 @@ says which models this path serves; every other model goes through transformers.
 Axes: as in `blocks`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from fedllm_flwr.training.blocks import (
     AttentionTape,
     Factors,
     FanTape,
+    Past,
     Slopes,
     attention,
     attention_backward,
@@ -65,12 +67,17 @@ class BlockTape:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tape:
-    """What a forward pass keeps for the way back, which consumes it."""
+    """What a forward pass keeps for the way back, which consumes it.
+
+    Attributes:
+        to_inputs: Whether the way back goes on to the embeddings.
+    """
 
     blocks: list[BlockTape]
     shape: AttentionShape
     last: Tensor
     inverse: Tensor
+    to_inputs: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,6 +91,9 @@ class Adapters:
 
     factors: Factors
     scaling: float
+
+
+NO_ADAPTERS = Adapters({}, 1.0)
 
 
 class LeanDecoder:
@@ -105,32 +115,44 @@ class LeanDecoder:
         self._scaling = layers[0].self_attn.scaling
 
     def forward(
-        self, input_ids: Tensor, adapters: Adapters, *, keep: bool = False
+        self,
+        inputs: Tensor,
+        adapters: Adapters,
+        *,
+        keep: bool = False,
+        to_inputs: bool = False,
+        past: Sequence[Past] | None = None,
     ) -> tuple[Tensor, Tape]:
         """Compute the final hidden states, without automatic differentiation.
 
         Args:
-            input_ids: [b, t], padded on the right; the rows of a client lie together.
+            inputs: Token ids [b, t], or their embeddings [b, t, d]; padded on the right. The rows of a client lie
+                together.
             adapters: In the order of the rows.
             keep: Whether :meth:`backward` will follow.
+            to_inputs: Whether it shall give the gradient of the embeddings too.
+            past: For each layer the keys and values of p tokens that come before every row.
 
         Returns:
             States [b, t, d] after the last norm, and the tape; the tape has no blocks unless kept.
         """
-        rows, length = input_ids.shape
-        states = self._model.embed_tokens(input_ids).flatten(0, 1)
-        shape = self._attention_shape(states, rows, length)
-        lowest = self._lowest(set(adapters.factors)) if keep else len(self._blocks)
+        rows, length = inputs.shape[:2]
+        embedded = inputs if inputs.is_floating_point() else self._model.embed_tokens(inputs)
+        states = embedded.flatten(0, 1)
+        shape = self._attention_shape(states, rows, length, past[0][0].shape[1] if past else 0)
+        lowest = 0 if to_inputs else self._lowest(set(adapters.factors))
         tapes = []
         for k, block in enumerate(self._blocks):
-            states, tape = _block_forward(block, states, shape, adapters)
-            if k >= lowest:
+            states, tape = _block_forward(block, states, shape, adapters, past[k] if past else None)
+            if keep and k >= lowest:
                 tapes.append(tape)
         norm = self._model.norm
         normed, inverse = rms_norm(states, norm.weight, norm.variance_epsilon)
-        return normed.view(rows, length, -1), Tape(tapes, shape, states, inverse)
+        return normed.view(rows, length, -1), Tape(tapes, shape, states, inverse, to_inputs)
 
-    def backward(self, slope: Tensor, tape: Tape, adapters: Adapters, gradients: Slopes) -> None:
+    def backward(
+        self, slope: Tensor, tape: Tape, adapters: Adapters, gradients: Slopes
+    ) -> Tensor | None:
         """Write the gradients of the adapters.
 
         Args:
@@ -138,26 +160,31 @@ class LeanDecoder:
             tape: Of the forward pass; empty afterwards.
             adapters: As in the forward pass.
             gradients: Where they are written, in the shape of the factors.
+
+        Returns:
+            The gradient of the embeddings [b, t, d], if the tape was kept for it.
         """
         flat = slope.reshape(tape.last.shape)
         norm = self._model.norm
         flat = rms_norm_backward(flat, tape.last, norm.weight, tape.inverse).to(tape.last.dtype)
         for block in reversed(self._blocks):
             if not tape.blocks:
-                return
+                return None
             kept = tape.blocks.pop()
-            lowest = not tape.blocks
+            lowest = not tape.blocks and not tape.to_inputs
             _block_backward(block, flat, kept, tape.shape, (adapters, gradients), is_lowest=lowest)
+        return flat.view_as(slope) if tape.to_inputs else None
 
     def _lowest(self, names: set[str]) -> int:
         """Index of the first block that has one of these layers."""
         found = (k for k, block in enumerate(self._blocks) if block.names & names)
         return next(found, len(self._blocks))
 
-    def _attention_shape(self, states: Tensor, rows: int, length: int) -> AttentionShape:
-        positions = torch.arange(length, device=states.device)[None]
+    def _attention_shape(self, states: Tensor, rows: int, length: int, past: int) -> AttentionShape:
+        positions = torch.arange(past, past + length, device=states.device)[None]
         cosine, sine = (table[0] for table in self._model.rotary_emb(states[None], positions))
-        mask = torch.full((length, length), float("-inf"), dtype=states.dtype, device=states.device)
+        size = (length, past + length)
+        mask = torch.full(size, float("-inf"), dtype=states.dtype, device=states.device)
         return AttentionShape(
             rows=rows,
             length=length,
@@ -166,7 +193,8 @@ class LeanDecoder:
             width=self._width,
             query_rotation=(cosine * self._scaling, sine * self._scaling),
             key_rotation=(cosine, sine),
-            mask=mask.triu_(1),
+            mask=mask.triu_(past + 1),
+            past=past,
         )
 
 
@@ -184,13 +212,13 @@ def _block(layer: Any, prefix: str) -> Block:
 
 
 def _block_forward(
-    block: Block, before: Tensor, shape: AttentionShape, adapters: Adapters
+    block: Block, before: Tensor, shape: AttentionShape, adapters: Adapters, past: Past | None
 ) -> tuple[Tensor, BlockTape]:
     values = (adapters.factors, adapters.scaling)
     first, second = block.norms
     normed, inverse = rms_norm(before, first.weight, first.variance_epsilon)
     (queries, keys, heads), fan_in = fan(normed, block.attention_in, *values)
-    mixed, attention_tape = attention(queries, keys, heads, shape)
+    mixed, attention_tape = attention(queries, keys, heads, shape, past)
     [middle], fan_out = fan(mixed, block.attention_out, *values)
     middle += before
     normed_middle, inverse_middle = rms_norm(middle, second.weight, second.variance_epsilon)

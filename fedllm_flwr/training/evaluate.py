@@ -18,7 +18,8 @@ from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.models.cohort import delta_active
 from fedllm_flwr.tasks.encode import Encoded
 from fedllm_flwr.training.batches import Share, by_length, collate
-from fedllm_flwr.training.stacks import make_stack, plain_hidden
+from fedllm_flwr.training.prompt_stacks import check_rows, extra_positions, reused_tokens
+from fedllm_flwr.training.stacks import AdapterSpec, make_stack, plain_hidden
 
 Hidden = Callable[[Tensor], Tensor]
 BATCH_TOKENS = 1024
@@ -57,8 +58,9 @@ def evaluate(
     head_token_ids: tuple[int, ...] | None = None,
     label_token_ids: tuple[int, ...] | None = None,
     adapter: np.ndarray | None = None,
-    spec: LoraSpec | None = None,
+    spec: AdapterSpec | None = None,
     delta: Delta | None = None,
+    fixed_ids: tuple[int, ...] = (),
     batch_tokens: int = BATCH_TOKENS,
 ) -> EvalSums:
     """Loss over all targets, and accuracy over the rows that have a label.
@@ -71,23 +73,80 @@ def evaluate(
         head_token_ids: As in training: the tokens that the loss is restricted to.
         label_token_ids: The tokens to choose among, in label order. Default ``head_token_ids``; if
             both are None no accuracy is measured.
-        adapter: Flat adapter in the order of AdapterLayout; None for the plain model.
+        adapter: Flat adapter, as in :class:`fedllm_flwr.training.local.ClientJob`; None for the plain model.
         spec: Settings of the adapter.
         delta: A frozen update under the adapter.
+        fixed_ids: The text that all rows begin with; only a prompt behind it makes use of it.
         batch_tokens: Padded positions of one batch.
 
     Raises:
         ConfigError: An adapter without its specification.
-        ShapeError: The adapter has another size.
+        ShapeError: The adapter has another size, or a row does not suit the place of the prompt.
+    """
+    losses, tokens, correct = row_scores(
+        backbone,
+        rows,
+        head_token_ids=head_token_ids,
+        label_token_ids=label_token_ids,
+        adapter=adapter,
+        spec=spec,
+        delta=delta,
+        fixed_ids=fixed_ids,
+        batch_tokens=batch_tokens,
+    )
+    return EvalSums(
+        correct=int((correct == 1).sum()),
+        total=int((correct >= 0).sum()),
+        loss_sum=float(losses.sum()),
+        label_tokens=int(tokens.sum()),
+        characters=sum(row.characters for row in rows),
+    )
+
+
+def row_scores(
+    backbone: Backbone,
+    rows: Sequence[Encoded],
+    *,
+    head_token_ids: tuple[int, ...] | None = None,
+    label_token_ids: tuple[int, ...] | None = None,
+    adapter: np.ndarray | None = None,
+    spec: AdapterSpec | None = None,
+    delta: Delta | None = None,
+    fixed_ids: tuple[int, ...] = (),
+    batch_tokens: int = BATCH_TOKENS,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What :func:`evaluate` sums, row by row.
+
+    Args:
+        backbone: The shared model.
+        rows: Encoded rows.
+        head_token_ids: As in :func:`evaluate`.
+        label_token_ids: As in :func:`evaluate`.
+        adapter: As in :func:`evaluate`.
+        spec: As in :func:`evaluate`.
+        delta: As in :func:`evaluate`.
+        fixed_ids: As in :func:`evaluate`.
+        batch_tokens: As in :func:`evaluate`.
+
+    Returns:
+        In the order of the rows: cross-entropy of all targets in nats, float64 [n]; targets, int64 [n]; and 1 if
+        the row's label is the most probable one, 0 if it is not, -1 if there is no label or none are compared,
+        int64 [n].
+
+    Raises:
+        ConfigError: An adapter without its specification.
+        ShapeError: The adapter has another size, or a row does not suit the place of the prompt.
     """
     choices = head_token_ids if label_token_ids is None else label_token_ids
-    sums = EvalSums()
-    with _computing(backbone, adapter, spec, delta) as hidden:
-        for members in by_length(rows, batch_tokens):
-            sums += _batch_sums(
-                backbone, hidden, [rows[i] for i in members], head_token_ids, choices
+    losses = np.zeros(len(rows))
+    correct = np.full(len(rows), -1)
+    with _computing(backbone, rows, adapter, spec, delta, fixed_ids) as (hidden, extra):
+        for members in by_length(rows, batch_tokens, extra):
+            batch = [rows[i] for i in members]
+            losses[members], correct[members] = _batch_scores(
+                backbone, hidden, batch, head_token_ids, choices
             )
-    return sums
+    return losses, np.array([len(row.targets) for row in rows], dtype=np.int64), correct
 
 
 def scores(
@@ -96,8 +155,9 @@ def scores(
     *,
     label_token_ids: tuple[int, ...],
     adapter: np.ndarray | None = None,
-    spec: LoraSpec | None = None,
+    spec: AdapterSpec | None = None,
     delta: Delta | None = None,
+    fixed_ids: tuple[int, ...] = (),
     batch_tokens: int = BATCH_TOKENS,
 ) -> np.ndarray:
     """Log-probability of each label where a row's first target is predicted.
@@ -109,6 +169,7 @@ def scores(
         adapter: As in :func:`evaluate`.
         spec: As in :func:`evaluate`.
         delta: As in :func:`evaluate`.
+        fixed_ids: As in :func:`evaluate`.
         batch_tokens: As in :func:`evaluate`.
 
     Returns:
@@ -116,11 +177,11 @@ def scores(
 
     Raises:
         ConfigError: An adapter without its specification.
-        ShapeError: The adapter has another size.
+        ShapeError: The adapter has another size, or a row does not suit the place of the prompt.
     """
     found = np.zeros((len(rows), len(label_token_ids)), dtype=np.float32)
-    with _computing(backbone, adapter, spec, delta) as hidden:
-        for members in by_length(rows, batch_tokens):
+    with _computing(backbone, rows, adapter, spec, delta, fixed_ids) as (hidden, extra):
+        for members in by_length(rows, batch_tokens, extra):
             batch = [rows[i] for i in members]
             states, _ = _states(backbone, hidden, batch)
             states = states[_first(batch, states.device)]
@@ -130,21 +191,32 @@ def scores(
 
 @contextmanager
 def _computing(
-    backbone: Backbone, adapter: np.ndarray | None, spec: LoraSpec | None, delta: Delta | None
-) -> Iterator[Hidden]:
-    """Final hidden states with an adapter and a delta, if there are any; without gradient."""
+    backbone: Backbone,
+    rows: Sequence[Encoded],
+    adapter: np.ndarray | None,
+    spec: AdapterSpec | None,
+    delta: Delta | None,
+    fixed_ids: tuple[int, ...],
+) -> Iterator[tuple[Hidden, int]]:
+    """Final hidden states with an adapter and a delta, if there are any, without gradient.
+
+    The number is that of the positions that each row takes beside one for each of its tokens.
+    """
+    plain = not delta
     with torch.no_grad(), delta_active(backbone, delta or {}):
         if adapter is None:
-            yield plain_hidden(backbone, plain_layers=not delta)
+            yield plain_hidden(backbone, plain_layers=plain), 0
             return
         if spec is None:
             raise ConfigError("evaluation: expected the specification of the adapter, got none")
-        dry = replace(spec, dropout=0.0)
-        stack = make_stack(backbone, dry, 1, "both", plain_layers=not delta)
+        check_rows(spec, rows, fixed_ids)
+        dry = replace(spec, dropout=0.0) if isinstance(spec, LoraSpec) else spec
+        stack = make_stack(backbone, dry, 1, "both", plain_layers=plain, fixed_ids=fixed_ids)
         stack.load(0, adapter)
+        reused = reused_tokens(backbone, [spec], fixed_ids, plain_layers=plain)
         with stack.active():
             stack.bind([0], [0])
-            yield stack.hidden
+            yield stack.hidden, extra_positions(spec, reused)
 
 
 def _states(backbone: Backbone, hidden: Hidden, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
@@ -161,32 +233,28 @@ def _first(rows: Sequence[Encoded], device: torch.device) -> Tensor:
     return torch.from_numpy(starts).to(device)
 
 
-def _batch_sums(
+def _batch_scores(
     backbone: Backbone,
     hidden: Hidden,
     rows: Sequence[Encoded],
     head_token_ids: tuple[int, ...] | None,
     label_token_ids: tuple[int, ...] | None,
-) -> EvalSums:
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and correctness of each row, as in :func:`row_scores`."""
     states, targets = _states(backbone, hidden, rows)
     losses, best = backbone.row_scores(states, targets, head_token_ids)
-    correct = total = 0
-    if label_token_ids is not None:
-        first = _first(rows, states.device)
-        if label_token_ids == head_token_ids:
-            best = best[first]
-        else:
-            _, best = backbone.row_scores(states[first], torch.zeros_like(first), label_token_ids)
-        labels = np.array([row.label for row in rows])
-        correct = int(((best.cpu().numpy() == labels) & (labels >= 0)).sum())
-        total = int((labels >= 0).sum())
-    return EvalSums(
-        correct=correct,
-        total=total,
-        loss_sum=float(losses.double().sum()),
-        label_tokens=len(targets),
-        characters=sum(row.characters for row in rows),
-    )
+    sums = np.zeros(len(rows))
+    owners = np.repeat(np.arange(len(rows)), [len(row.targets) for row in rows])
+    np.add.at(sums, owners, losses.double().cpu().numpy())
+    if label_token_ids is None:
+        return sums, np.full(len(rows), -1)
+    first = _first(rows, states.device)
+    if label_token_ids == head_token_ids:
+        best = best[first]
+    else:
+        _, best = backbone.row_scores(states[first], torch.zeros_like(first), label_token_ids)
+    labels = np.array([row.label for row in rows])
+    return sums, np.where(labels < 0, -1, best.cpu().numpy() == labels)
 
 
 def _label_log_probabilities(

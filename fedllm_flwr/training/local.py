@@ -14,14 +14,14 @@ from itertools import groupby
 import numpy as np
 
 from fedllm_flwr.averaging import Delta
-from fedllm_flwr.models.adapters import LoraSpec
 from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.models.cohort import delta_active
 from fedllm_flwr.tasks.encode import Encoded
 from fedllm_flwr.training.loop import Trainee, run
 from fedllm_flwr.training.memory import FREE_MEMORY
+from fedllm_flwr.training.prompt_stacks import check_rows, extra_positions, reused_tokens
 from fedllm_flwr.training.settings import LocalSettings
-from fedllm_flwr.training.stacks import make_stack
+from fedllm_flwr.training.stacks import AdapterSpec, make_stack, trains_alone
 
 LOG = logging.getLogger(__name__)
 
@@ -33,16 +33,22 @@ class ClientJob:
     Attributes:
         partition_id: The client.
         rows: Its encoded training rows.
-        adapter: Start values, both sides: flat float32 in the order of AdapterLayout.
+        adapter: Start values, flat float32: both sides in the order of AdapterLayout, a whole soft prompt, or
+            the values of PEFT's module.
         spec: Settings of the adapter.
         seed: Address of the row order and of dropout masks, of this client and round.
+        trained: Segments of a soft prompt that are trained; none stands for all. The others stay bit-equal.
+        row_weights: Weight >= 0 of each row's loss, [n]; None = 1. The loss of a step is the sum of its rows'
+            weighted losses over its label tokens, weights not counted among these.
     """
 
     partition_id: int
     rows: Sequence[Encoded]
     adapter: np.ndarray
-    spec: LoraSpec
+    spec: AdapterSpec
     seed: int
+    trained: tuple[str, ...] = ()
+    row_weights: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +57,12 @@ class LocalResult:
 
     Attributes:
         partition_id: The client.
-        adapter: Both sides, flat float32; the start values if there was an error.
-        first_loss: Loss of the first step, before any update, in nats per label token.
+        adapter: As in the job, flat float32; the start values if there was an error.
+        first_loss: Loss of the first step, before any update, in nats per label token; rows weighted.
         loss: Mean loss of the steps; like ``first_loss`` not a number if there was none.
         num_examples: Rows trained on: the client's weight.
         steps: Optimizer steps done.
-        tokens: Input tokens read in all steps, padding not counted.
+        tokens: Input tokens read in all steps, neither padding nor soft tokens counted.
         cpu_seconds: CPU time, divided by tokens among clients that trained together.
         error: Why the client has no result, or empty.
     """
@@ -79,6 +85,7 @@ def train(
     *,
     head_token_ids: tuple[int, ...] | None = None,
     delta: Delta | None = None,
+    fixed_ids: tuple[int, ...] = (),
 ) -> list[LocalResult]:
     """Train clients; a client that fails is reported and does not disturb the others.
 
@@ -91,41 +98,40 @@ def train(
         head_token_ids: Tokens that the loss is restricted to, in the order that targets index; None
             when targets are token ids.
         delta: A frozen update that every client carries.
+        fixed_ids: The text that all rows begin with; only a prompt behind it makes use of it.
 
     Returns:
         One result per job, in order. ``error`` is set where a client has no usable rows, raises, or
         gets a loss or an adapter that is not finite.
     """
-    results = {
-        index: _failed(job, f"expected rows with label tokens, got none in {len(job.rows)} rows")
-        for index, job in enumerate(jobs)
-    }
-    usable = {
-        index: replace(job, rows=rows)
-        for index, job in enumerate(jobs)
-        if (rows := [row for row in job.rows if len(row.targets)])
-    }
+    problems = {index: problem_of(job) for index, job in enumerate(jobs)}
+    results = {index: failed(jobs[index], why) for index, why in problems.items() if why}
+    usable = {index: labelled(jobs[index]) for index, why in problems.items() if not why}
+    specs = [job.spec for job in usable.values()]
+    plain = not delta
+    reused = reused_tokens(backbone, specs, fixed_ids, plain_layers=plain)
+    call = _Call(backbone, settings, head_token_ids, plain, fixed_ids, reused)
     with delta_active(backbone, delta or {}):
-        for cohort in plan_cohorts(usable, settings):
-            members = [usable[index] for index in cohort]
-            done = _train_cohort(
-                backbone, members, settings, head_token_ids, plain_layers=not delta
-            )
+        for cohort in plan_cohorts(usable, settings, reused):
+            done = _train_cohort(call, [usable[index] for index in cohort])
             results.update(zip(cohort, done, strict=True))
     FREE_MEMORY.release()
     return [results[index] for index in range(len(jobs))]
 
 
-def plan_cohorts(jobs: Mapping[int, ClientJob], settings: LocalSettings) -> list[list[int]]:
+def plan_cohorts(
+    jobs: Mapping[int, ClientJob], settings: LocalSettings, reused: int = 0
+) -> list[list[int]]:
     """Divide clients into cohorts that train together.
 
-    Clients share a cohort if their adapters are of the same kind, without dropout, and clients x
-    rows of a micro-batch x longest row stays within ``settings.cohort_tokens``. They are taken by
-    rising length, so that little is padded.
+    Clients share a cohort if the same is trained of adapters of the same kind, none that has to be alone, and
+    clients x rows of a micro-batch x positions of the longest row, a soft prompt's included, stays within
+    ``settings.cohort_tokens``. They are taken by rising length, so that little is padded.
 
     Args:
         jobs: The clients under any index, each with at least one row.
         settings: Micro-batch size and token budget.
+        reused: Tokens at the start of every row that prompts behind them need not compute.
 
     Returns:
         Indices of the jobs of each cohort; every job is in exactly one.
@@ -133,10 +139,12 @@ def plan_cohorts(jobs: Mapping[int, ClientJob], settings: LocalSettings) -> list
 
     def size(index: int) -> tuple[int, int]:
         rows = jobs[index].rows
-        return max(len(row.input_ids) for row in rows), min(len(rows), settings.batch_size)
+        longest = max(len(row.input_ids) for row in rows)
+        extra = extra_positions(jobs[index].spec, reused)
+        return longest + extra, min(len(rows), settings.batch_size)
 
     def kind(index: int) -> str:
-        return repr(jobs[index].spec)
+        return repr((jobs[index].spec, sorted(set(jobs[index].trained))))
 
     order = sorted(jobs, key=lambda i: (kind(i), size(i), jobs[i].partition_id, i))
     cohorts: list[list[int]] = []
@@ -147,7 +155,7 @@ def plan_cohorts(jobs: Mapping[int, ClientJob], settings: LocalSettings) -> list
             longest, rows = size(index)
             most = max(most, rows)
             fits = (len(current) + 1) * most * longest <= settings.cohort_tokens
-            if current and fits and not jobs[index].spec.dropout:
+            if current and fits and not trains_alone(jobs[index].spec):
                 current.append(index)
             else:
                 current, most = [index], rows
@@ -155,47 +163,84 @@ def plan_cohorts(jobs: Mapping[int, ClientJob], settings: LocalSettings) -> list
     return cohorts
 
 
-def _train_cohort(
-    backbone: Backbone,
-    jobs: Sequence[ClientJob],
-    settings: LocalSettings,
-    head_token_ids: tuple[int, ...] | None,
-    *,
-    plain_layers: bool,
-) -> list[LocalResult]:
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """What all cohorts of one call of :func:`train` share."""
+
+    backbone: Backbone
+    settings: LocalSettings
+    head_token_ids: tuple[int, ...] | None
+    plain_layers: bool
+    fixed_ids: tuple[int, ...]
+    reused: int
+
+
+def problem_of(job: ClientJob) -> str:
+    """Why a client cannot begin to train, or nothing."""
+    if not any(len(row.targets) for row in job.rows):
+        return f"expected rows with label tokens, got none in {len(job.rows)} rows"
+    weights = job.row_weights
+    if weights is None:
+        return ""
+    if weights.shape != (len(job.rows),):
+        return (
+            f"row weights: expected one for each of {len(job.rows)} rows, got shape {weights.shape}"
+        )
+    wrong = ~(np.isfinite(weights) & (weights >= 0))
+    if wrong.any():
+        return f"row weights: expected finite numbers >= 0, got {weights[wrong][0]}"
+    return ""
+
+
+def labelled(job: ClientJob) -> ClientJob:
+    """The client with only the rows that have label tokens."""
+    kept = [index for index, row in enumerate(job.rows) if len(row.targets)]
+    weights = None if job.row_weights is None else job.row_weights[kept]
+    return replace(job, rows=[job.rows[index] for index in kept], row_weights=weights)
+
+
+def _train_cohort(call: _Call, jobs: Sequence[ClientJob]) -> list[LocalResult]:
     """Train clients together; if that raises, one by one, so that only the culprit fails."""
     try:
-        return _attempt(backbone, jobs, settings, head_token_ids, plain_layers=plain_layers)
+        return _attempt(call, jobs)
     except Exception as error:
         if len(jobs) == 1:
             LOG.debug("client %d failed", jobs[0].partition_id, exc_info=True)
-            return [_failed(jobs[0], f"{type(error).__name__}: {error}")]
+            return [failed(jobs[0], f"{type(error).__name__}: {error}")]
         clients = ", ".join(str(job.partition_id) for job in jobs)
         LOG.warning("cohort of clients %s failed (%s); training them one by one", clients, error)
-    alone = (
-        _train_cohort(backbone, [job], settings, head_token_ids, plain_layers=plain_layers)
-        for job in jobs
-    )
+    alone = (_train_cohort(call, [job]) for job in jobs)
     return [result for [result] in alone]
 
 
-def _attempt(
-    backbone: Backbone,
-    jobs: Sequence[ClientJob],
-    settings: LocalSettings,
-    head_token_ids: tuple[int, ...] | None,
-    *,
-    plain_layers: bool,
-) -> list[LocalResult]:
+def _attempt(call: _Call, jobs: Sequence[ClientJob]) -> list[LocalResult]:
     """Train clients of one kind of adapter in step with each other."""
     began = time.process_time()
-    stack = make_stack(backbone, jobs[0].spec, len(jobs), settings.side, plain_layers=plain_layers)
+    spec, settings = jobs[0].spec, call.settings
+    stack = make_stack(
+        call.backbone,
+        spec,
+        len(jobs),
+        settings.side,
+        plain_layers=call.plain_layers,
+        trained=jobs[0].trained,
+        fixed_ids=call.fixed_ids,
+    )
     trainees = []
     for place, job in enumerate(jobs):
+        check_rows(spec, job.rows, call.fixed_ids)
         stack.load(place, job.adapter)
-        values = stack.parameters(place)
-        trainees.append(Trainee(place, job.rows, values, settings=settings, seed=job.seed))
-    run(backbone, stack, trainees, head_token_ids)
+        trainee = Trainee(
+            place,
+            job.rows,
+            stack.parameters(place),
+            settings=settings,
+            seed=job.seed,
+            row_weights=job.row_weights,
+        )
+        trainees.append(trainee)
+    extra = extra_positions(spec, call.reused)
+    run(call.backbone, stack, trainees, call.head_token_ids, extra)
     adapters = [stack.read(place) for place in range(len(jobs))]
     spent = (time.process_time() - began) / max(1, sum(trainee.tokens for trainee in trainees))
     return [
@@ -209,9 +254,9 @@ def _result(
 ) -> LocalResult:
     """What a client reports once its cohort is done."""
     if trainee.error:
-        return _failed(job, trainee.error)
+        return failed(job, trainee.error)
     if not np.isfinite(adapter).all():
-        return _failed(job, f"adapter is not finite after step {len(trainee.losses)}")
+        return failed(job, f"adapter is not finite after step {len(trainee.losses)}")
     return LocalResult(
         partition_id=job.partition_id,
         adapter=adapter,
@@ -224,7 +269,7 @@ def _result(
     )
 
 
-def _failed(job: ClientJob, reason: str) -> LocalResult:
+def failed(job: ClientJob, reason: str) -> LocalResult:
     """The result of a client that has none, with the first line of the reason."""
     return LocalResult(
         partition_id=job.partition_id,

@@ -1,8 +1,8 @@
 """The local training loop: one client, or several in step with each other over one shared backbone.
 
-A client's loss is the mean cross-entropy over the label tokens of its step. The losses of the clients of
-a pass are summed before the backward pass; since no two clients share a trained value, the gradient of the
-sum with respect to one client's adapter is that client's own.
+A client's loss is the mean cross-entropy over the label tokens of its step, each row's counted with the row's
+weight. The losses of the clients of a pass are summed before the backward pass; since no two clients share a
+trained value, the gradient of the sum with respect to one client's adapter is that client's own.
 """
 
 import math
@@ -39,6 +39,7 @@ class Trainee:
         parameters: What is trained, with its start values loaded.
         settings: How to train.
         seed: Address of its row order and dropout masks.
+        row_weights: Weight of each row's loss, [n]; None = 1.
 
     Attributes:
         rows: Its rows.
@@ -55,6 +56,7 @@ class Trainee:
         *,
         settings: LocalSettings,
         seed: int,
+        row_weights: np.ndarray | None = None,
     ) -> None:
         self.index = index
         self.losses: list[float] = []
@@ -64,6 +66,7 @@ class Trainee:
         self._parameters = parameters
         self._settings = settings
         self._seed = seed
+        self._row_weights = row_weights
         self._plan = plan_steps(len(rows), settings, seed)
         self._start = [p.detach().clone() for p in parameters] if settings.proximal_mu else []
         self._optimizer = make_optimizer(parameters, settings)
@@ -73,13 +76,17 @@ class Trainee:
     def next_step(self) -> list[Share]:
         """The micro-batches of the next step; empty at the end.
 
-        Every label token weighs 1 / (label tokens of the step), so the gradients of the micro-batches
-        add up to that of the step's mean loss.
+        Every label token weighs its row's weight / (label tokens of the step), so the gradients of the
+        micro-batches add up to that of the step's mean loss.
         """
-        micro_batches = [[self.rows[i] for i in indices] for indices in next(self._plan, [])]
+        planned = next(self._plan, [])
+        micro_batches = [[self.rows[i] for i in indices] for indices in planned]
         weight = 1.0 / max(1, sum(label_tokens(rows) for rows in micro_batches))
         self._step_loss = 0.0
-        return [Share(rows, weight) for rows in micro_batches]
+        return [
+            Share(rows, weight, None if self._row_weights is None else self._row_weights[indices])
+            for rows, indices in zip(micro_batches, planned, strict=True)
+        ]
 
     def dropout_seed(self, micro_batch: int) -> int:
         """Seed of the dropout masks of a micro-batch of the current step."""
@@ -132,6 +139,7 @@ def run(
     stack: AdapterStack,
     trainees: Sequence[Trainee],
     head_token_ids: tuple[int, ...] | None,
+    extra: int = 0,
 ) -> None:
     """Train until every client has done its steps; those that finish or fail leave the stack.
 
@@ -140,6 +148,7 @@ def run(
         stack: The clients' adapters.
         trainees: The clients.
         head_token_ids: As in :meth:`fedllm_flwr.models.backbone.Backbone.row_losses`.
+        extra: As in :func:`fedllm_flwr.training.batches.split_passes`.
     """
     with stack.active():
         running = list(trainees)
@@ -148,7 +157,7 @@ def run(
             steps = [(trainee, step) for trainee, step in steps if step]
             for micro_batch in range(max((len(step) for _, step in steps), default=0)):
                 at_work = [(t, step[micro_batch]) for t, step in steps if len(step) > micro_batch]
-                for members in split_passes([share for _, share in at_work]):
+                for members in split_passes([share for _, share in at_work], extra):
                     chosen = [at_work[i] for i in members]
                     seeds = [trainee.dropout_seed(micro_batch) for trainee, _ in chosen]
                     stack.bind([trainee.index for trainee, _ in chosen], seeds)

@@ -1,7 +1,8 @@
 """The adapters that one cohort trains, and the model that computes with them.
 
-There are three ways, and one training loop for all of them: the lean decoder, for one client or several, where
-it knows the model; else PEFT's layers for one client, and stacked factors for several.
+There is one training loop for all of them. LoRA has three ways: the lean decoder, for one client or several, where
+it knows the model; else PEFT's layers for one client, and stacked factors for several. Soft prompts are in
+`prompt_stacks`, PEFT's own prompt methods in `peft_prompt_stacks`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,13 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.models.adapters import AttachedLora, LoraSpec, attach
 from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.models.cohort import CohortLora
-from fedllm_flwr.training.decoder import Adapters, LeanDecoder, Tape
+from fedllm_flwr.models.peft_prompts import PeftPromptSpec
+from fedllm_flwr.prompts import PromptSpec
+from fedllm_flwr.training.decoder import NO_ADAPTERS, Adapters, LeanDecoder, Tape
 from fedllm_flwr.training.find_decoder import find_decoder
 from fedllm_flwr.training.flat import FlatFactors
+from fedllm_flwr.training.peft_prompt_stacks import PeftPromptStack
+from fedllm_flwr.training.prompt_stacks import PromptStack
 from fedllm_flwr.training.settings import Side
+
+AdapterSpec = LoraSpec | PromptSpec | PeftPromptSpec
+"""Settings of whatever can be trained over the frozen backbone."""
 
 
 class AdapterStack(Protocol):
@@ -52,24 +61,58 @@ class AdapterStack(Protocol):
 
 
 def make_stack(
-    backbone: Backbone, spec: LoraSpec, num_clients: int, side: Side, *, plain_layers: bool = True
+    backbone: Backbone,
+    spec: AdapterSpec,
+    num_clients: int,
+    side: Side,
+    *,
+    plain_layers: bool = True,
+    trained: Sequence[str] = (),
+    fixed_ids: Sequence[int] = (),
 ) -> AdapterStack:
     """The cheapest stack that can compute what is asked for.
 
     Args:
         backbone: The shared model.
         spec: Settings of every adapter.
-        num_clients: K.
-        side: What is trained.
+        num_clients: K; 1 where :func:`trains_alone` holds.
+        side: The factors that are trained; of a prompt, which has no factors, ``both``.
         plain_layers: Whether the frozen layers are as pretrained; False if something was hooked into
             them, such as a delta, which only transformers' own modules call.
+        trained: Segments of a prompt that are trained; none stands for all.
+        fixed_ids: The text that all rows begin with; only a prompt behind it makes use of it.
+
+    Raises:
+        ConfigError: The adapter has no such side or segment, or does not fit the model.
     """
+    if not isinstance(spec, LoraSpec) and side != "both":
+        raise ConfigError(f"soft prompt: expected side both, since it has none, got {side}")
+    if not isinstance(spec, PromptSpec) and trained:
+        kind = type(spec).__name__
+        raise ConfigError(f"{kind}: expected no segments to train, got {list(trained)}")
+    if isinstance(spec, PeftPromptSpec):
+        return PeftPromptStack(backbone, spec)
     decoder = find_decoder(backbone) if plain_layers and not spec.dropout else None
+    if isinstance(spec, PromptSpec):
+        return PromptStack(
+            backbone,
+            spec,
+            num_clients,
+            trained,
+            fixed_ids=fixed_ids,
+            decoder=decoder,
+            reuse=plain_layers,
+        )
     if decoder is not None:
         return LeanStack(backbone, spec, num_clients, side, decoder=decoder)
     if num_clients == 1:
         return SingleStack(attach(backbone, spec), side)
     return CohortStack(CohortLora(backbone, spec, num_clients, side=side))
+
+
+def trains_alone(spec: AdapterSpec) -> bool:
+    """Whether a client with such an adapter never shares a pass with another."""
+    return bool(spec.dropout) or (isinstance(spec, PeftPromptSpec) and spec.alone)
 
 
 def plain_hidden(backbone: Backbone, *, plain_layers: bool = True) -> Callable[[Tensor], Tensor]:
@@ -82,8 +125,7 @@ def plain_hidden(backbone: Backbone, *, plain_layers: bool = True) -> Callable[[
     decoder = find_decoder(backbone) if plain_layers else None
     if decoder is None:
         return backbone.hidden
-    none = Adapters({}, 1.0)
-    return lambda input_ids: decoder.forward(input_ids, none)[0]
+    return lambda input_ids: decoder.forward(input_ids, NO_ADAPTERS)[0]
 
 
 class LeanStack:

@@ -1,6 +1,7 @@
 """A tiny float32 backbone, and clients with random rows and random (non-zero) adapters."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from fedllm_flwr.averaging import Delta, LowRank
 from fedllm_flwr.models.adapters import AdapterLayout, LoraSpec, attach, layer_shapes
 from fedllm_flwr.models.backbone import Backbone, load
 from fedllm_flwr.models.catalog import ModelRef
+from fedllm_flwr.models.soft import embedding_width
+from fedllm_flwr.prompts import PromptSpec, Segment
 from fedllm_flwr.seeding import numpy_generator
 from fedllm_flwr.tasks.encode import Encoded
 from fedllm_flwr.training.local import ClientJob
 
 VOCABULARY = 300
 LABELS = (7, 3, 11)
+FIXED = (12, 250, 3, 77)
 
 MakeRow = Callable[..., Encoded]
 MakeJob = Callable[..., ClientJob]
@@ -123,6 +127,94 @@ def delta(request: pytest.FixtureRequest, layout: AdapterLayout) -> Delta | None
     first = layout.layers[0]
     left = np.zeros((first.out_features, 0), dtype=np.float32)
     return {first.name: LowRank(left, np.zeros((0, first.in_features), dtype=np.float32))}
+
+
+@pytest.fixture(scope="session")
+def fixed_ids() -> tuple[int, ...]:
+    """The text that every row of a client with a soft prompt begins with."""
+    return FIXED
+
+
+@pytest.fixture(scope="session")
+def make_prompt_job(backbone: Backbone, make_row: MakeRow) -> MakeJob:
+    """A client with a soft prompt of a personal and a shared segment, and rows behind the fixed text."""
+
+    def make(
+        client: int,
+        *,
+        placement: str = "after",
+        num_rows: int = 5,
+        lengths: tuple[int, int] = (2, 9),
+        labels: bool = False,
+        trained: tuple[str, ...] = (),
+    ) -> ClientJob:
+        spec = PromptSpec((Segment("personal", 2), Segment("shared", 3)), placement)
+        draws = numpy_generator(client, "prompt client")
+        sizes = draws.integers(lengths[0], lengths[1] + 1, num_rows)
+        bare = [make_row(500 * client + i, int(n), labels=labels) for i, n in enumerate(sizes)]
+        text = np.array(FIXED, dtype=np.int32)
+        rows = [
+            replace(
+                row,
+                input_ids=np.concatenate([text, row.input_ids]),
+                predict_from=row.predict_from + np.int32(len(text)),
+            )
+            for row in bare
+        ]
+        values = 0.3 * draws.standard_normal(spec.length * embedding_width(backbone))
+        return ClientJob(client, rows, values.astype(np.float32), spec, 41 + client, trained)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prompt_states(backbone: Backbone) -> Callable[..., torch.Tensor]:
+    """Final states [t, d] of one row's own tokens, its embeddings and the prompt's being all that the model sees."""
+
+    def states(row: Encoded, prompt: torch.Tensor, at: int) -> torch.Tensor:
+        ids = torch.from_numpy(row.input_ids.astype(np.int64))
+        embedded = backbone.model.get_input_embeddings()(ids)
+        whole = torch.cat([embedded[:at], prompt, embedded[at:]])[None]
+        found = backbone.model.base_model(inputs_embeds=whole, use_cache=False).last_hidden_state[0]
+        return torch.cat([found[:at], found[at + len(prompt) :]])
+
+    return states
+
+
+@pytest.fixture(scope="session")
+def prompt_gradient(
+    backbone: Backbone, prompt_states: Callable[..., torch.Tensor]
+) -> Callable[..., tuple[float, np.ndarray]]:
+    """Loss and gradient of a soft prompt over some rows, row by row through full logits."""
+
+    def gradient(
+        job: ClientJob,
+        rows: Sequence[Encoded],
+        head: tuple[int, ...] | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> tuple[float, np.ndarray]:
+        prompt = torch.from_numpy(job.adapter.copy()).view(job.spec.length, -1).requires_grad_()
+        at = len(FIXED) if job.spec.placement == "after" else 0
+        count = sum(len(row.targets) for row in rows)
+        loss = torch.zeros(())
+        for row, weight in zip(rows, weights or [1.0] * len(rows), strict=True):
+            states = prompt_states(row, prompt, at)[list(row.predict_from)]
+            logits = states @ backbone.head_weight().t()
+            logits = logits if head is None else logits[:, list(head)]
+            targets = torch.from_numpy(row.targets.astype(np.int64))
+            loss = loss + weight * cross_entropy(logits, targets, reduction="sum") / count
+        [found] = torch.autograd.grad(loss, prompt)
+        return float(loss.detach()), found.flatten().numpy()
+
+    return gradient
+
+
+@pytest.fixture(params=["lean", "transformers"])
+def served(request: pytest.FixtureRequest, backbone: Backbone) -> Backbone:
+    """The backbone as the lean decoder serves it, or one that asks for fused attention and goes without."""
+    if request.param == "lean":
+        return backbone
+    return replace(backbone, kernels=replace(backbone.kernels, attention="sdpa"))
 
 
 def relative(found: np.ndarray, wanted: np.ndarray) -> float:

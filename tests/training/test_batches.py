@@ -92,6 +92,15 @@ def test_collate_by_hand() -> None:
     assert label_tokens(shares[1].rows) == 2
 
 
+def test_row_weights_weigh_every_label_token_of_a_row() -> None:
+    rows = [row(5, targets=2), row(3), row(2, targets=2)]
+    share = Share(rows, 0.5, np.array([2.0, 0.0, 0.25]))
+    assert share.token_weights.tolist() == [1.0, 1.0, 0.0, 0.125, 0.125]
+    assert share.token_weights.dtype == np.float32
+    assert collate([share], torch.device("cpu")).weights.tolist() == share.token_weights.tolist()
+    assert Share(rows, 0.5).token_weights.tolist() == [0.5] * 5
+
+
 sizes = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=6), min_size=1, max_size=8)
 
 
@@ -113,6 +122,15 @@ def test_equal_shares_make_one_pass() -> None:
     assert split_passes([Share([row(5), row(5)])] * 4) == [[0, 1, 2, 3]]
 
 
+def test_a_reused_text_does_not_hide_padding() -> None:
+    shares = [Share([row(48)]), Share([row(60)])]
+    assert split_passes(shares) == [[0, 1]]
+    assert split_passes(shares, extra=-40) == [[1], [0]]  # 8 and 20 positions are computed
+    short = [Share([row(1)]), Share([row(4)])]
+    assert split_passes(short) == [[1], [0]]
+    assert split_passes(short, extra=20) == [[0, 1]]
+
+
 def test_a_short_share_does_not_join_a_long_one() -> None:
     assert split_passes([Share([row(3)]), Share([row(30)]), Share([row(3)])]) == [[1], [0, 2]]
 
@@ -120,11 +138,14 @@ def test_a_short_share_does_not_join_a_long_one() -> None:
 @given(
     lengths=st.lists(st.integers(1, 40), max_size=30),
     budget=st.integers(1, 200),
+    extra=st.integers(0, 20),
 )
-def test_batches_for_evaluation_respect_the_budget(lengths: list[int], budget: int) -> None:
+def test_batches_for_evaluation_respect_the_budget(
+    lengths: list[int], budget: int, extra: int
+) -> None:
     rows = [row(length) for length in lengths]
-    batches = list(by_length(rows, budget))
+    batches = list(by_length(rows, budget, extra))
     assert sorted(index for batch in batches for index in batch) == list(range(len(rows)))
     for batch in batches:
         longest = max(lengths[index] for index in batch)
-        assert len(batch) == 1 or len(batch) * longest <= budget
+        assert len(batch) == 1 or len(batch) * (longest + extra) <= budget

@@ -63,11 +63,14 @@ def test_rotation_by_hand() -> None:
     assert found.tolist() == [[-3.0, -4.0, 1.0, 2.0]]
 
 
+@pytest.mark.parametrize("known", [0, 3])
 @pytest.mark.parametrize(("groups", "per_group"), [(1, 1), (2, 3), (3, 1)])
-def test_attention(groups: int, per_group: int) -> None:
+def test_attention(groups: int, per_group: int, known: int) -> None:
     rows, length, width = 2, 5, 4
     scaling = 1 / math.sqrt(width)
-    rotation = tables(length, width)
+    cosine, sine = tables(known + length, width)
+    rotation = cosine[known:], sine[known:]
+    past = (draw(groups, known, width, seed=7), draw(groups, known, width, seed=8))
     shape = AttentionShape(
         rows=rows,
         length=length,
@@ -76,7 +79,8 @@ def test_attention(groups: int, per_group: int) -> None:
         width=width,
         query_rotation=(rotation[0] * scaling, rotation[1] * scaling),
         key_rotation=rotation,
-        mask=torch.full((length, length), -math.inf, dtype=torch.float64).triu(1),
+        mask=torch.full((length, known + length), -math.inf, dtype=torch.float64).triu(known + 1),
+        past=known,
     )
     positions = rows * length
     inputs = [
@@ -90,15 +94,22 @@ def test_attention(groups: int, per_group: int) -> None:
         split = states.view(rows, length, -1, width).transpose(1, 2)
         return split.repeat_interleave(groups * per_group // split.shape[1], dim=1)
 
+    def behind(own: Tensor, ahead: Tensor) -> Tensor:
+        wide = ahead.repeat_interleave(per_group, dim=0).expand(rows, -1, -1, -1)
+        return torch.cat([wide, own], dim=2)
+
     queries, keys, values = (heads(x) for x in inputs)
     wanted = scaled_dot_product_attention(
-        rotate_plainly(queries, *rotation), rotate_plainly(keys, *rotation), values, is_causal=True
+        rotate_plainly(queries, *rotation),
+        behind(rotate_plainly(keys, *rotation), past[0]),
+        behind(values, past[1]),
+        attn_mask=torch.ones(length, known + length, dtype=torch.bool).tril(known),
     )
     wanted = wanted.transpose(1, 2).reshape(positions, -1)
     slope = draw(*wanted.shape, seed=9)
     wanted_slopes = slopes_of(wanted, slope, *inputs)
     with torch.no_grad():
-        found, tape = attention(inputs[0], inputs[1], inputs[2], shape)
+        found, tape = attention(*inputs, shape, past if known else None)
         found_slopes = attention_backward(slope, tape, shape)
     torch.testing.assert_close(found, wanted)
     for one, other in zip(found_slopes, wanted_slopes, strict=True):

@@ -1,5 +1,6 @@
 """The lean decoder against transformers and automatic differentiation."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,7 +8,8 @@ from fedllm_flwr.models.adapters import AdapterLayout, LoraSpec, attach
 from fedllm_flwr.models.backbone import Backbone, load
 from fedllm_flwr.models.catalog import ModelRef
 from fedllm_flwr.models.cohort import CohortLora
-from fedllm_flwr.training.decoder import Adapters
+from fedllm_flwr.models.soft import fixed_cache
+from fedllm_flwr.training.decoder import NO_ADAPTERS, Adapters
 from fedllm_flwr.training.find_decoder import find_decoder
 from fedllm_flwr.training.stacks import LeanStack, make_stack
 
@@ -84,6 +86,45 @@ def test_the_tape_holds_only_what_has_a_gradient_and_is_consumed(backbone: Backb
             decoder.backward(torch.ones_like(states), tape, adapters, slopes)
         assert tape.blocks == []
         assert all(bool(slope.isfinite().all()) for slope in slopes[name])
+
+
+@pytest.mark.parametrize("behind", [0, 3])
+def test_embeddings_get_their_gradient(backbone: Backbone, behind: int) -> None:
+    """Also beside an adapter that sits only in the last block, and behind a text that is not computed again."""
+    generator = torch.Generator().manual_seed(6)
+    text, decoder = list(range(20, 20 + behind)), find_decoder(backbone)
+    assert decoder is not None
+    inputs = torch.randn(2, 5, backbone.hidden_size, generator=generator).requires_grad_()
+    ahead = backbone.model.get_input_embeddings()(torch.tensor([text] * 2, dtype=torch.int64))
+    whole = torch.cat([ahead, inputs], dim=1)
+    wanted = backbone.model.base_model(inputs_embeds=whole, use_cache=False).last_hidden_state
+    wanted = wanted[:, behind:]
+    slope = torch.randn(wanted.shape, generator=generator)
+    [wanted_slope] = torch.autograd.grad(wanted, inputs, slope)
+    cache = fixed_cache(backbone, text)
+    assert (cache is None) == (behind == 0)
+    past = None if cache is None else cache.layers
+    name = "model.layers.1.mlp.up_proj"
+    layer = backbone.linear_layers[name]
+    zero = (torch.zeros(1, 1, layer.in_features), torch.zeros(1, layer.out_features, 1))
+    for adapters in (NO_ADAPTERS, Adapters({name: zero}, 1.0)):
+        slopes = {name: tuple(torch.full_like(value, np.nan) for value in zero)}
+        with torch.no_grad():
+            found, tape = decoder.forward(inputs, adapters, keep=True, to_inputs=True, past=past)
+            found_slope = decoder.backward(slope, tape, adapters, slopes)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        assert (found_slope - wanted_slope).norm() < 1e-5 * wanted_slope.norm()
+
+
+def test_tokens_are_their_embeddings(backbone: Backbone) -> None:
+    ids = torch.arange(30).view(3, 10)
+    decoder = find_decoder(backbone)
+    assert decoder is not None
+    with torch.no_grad():
+        states, tape = decoder.forward(ids, NO_ADAPTERS, keep=True)
+        embedded = backbone.model.get_input_embeddings()(ids)
+        assert torch.equal(decoder.forward(embedded, NO_ADAPTERS)[0], states)
+        assert decoder.backward(torch.ones_like(states), tape, NO_ADAPTERS, {}) is None
 
 
 @pytest.mark.assets

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
+from fedllm_flwr.averaging import Delta
 from fedllm_flwr.errors import ConfigError, ShapeError
 from fedllm_flwr.models.adapters import attach
 from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.tasks.encode import Encoded
-from fedllm_flwr.training.evaluate import EvalSums, evaluate, scores
+from fedllm_flwr.training.evaluate import EvalSums, evaluate, row_scores, scores
 from fedllm_flwr.training.local import ClientJob
 
 HEAD = (7, 3, 11)
@@ -101,6 +102,67 @@ def test_scores_are_log_probabilities_in_the_order_of_the_rows(
     assert sums.loss_sum == pytest.approx(-found[range(8), labels].sum(), rel=1e-4)
 
 
+@pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
+def test_row_scores_are_those_of_each_row_alone(
+    backbone: Backbone, make_job: MakeJob, batch_tokens: int
+) -> None:
+    job = make_job(6, num_rows=9)
+    rows = [replace(row, label=i % 3 if i else -1) for i, row in enumerate(job.rows)]
+    options = {"label_token_ids": HEAD, "adapter": job.adapter, "spec": job.spec}
+    losses, tokens, correct = row_scores(backbone, rows, batch_tokens=batch_tokens, **options)
+    for row, loss, count, right in zip(rows, losses, tokens, correct, strict=True):
+        alone = evaluate(backbone, [row], **options)
+        assert alone.loss_sum == pytest.approx(loss, rel=1e-5)
+        assert (alone.label_tokens, alone.correct) == (count, max(right, 0))
+        assert alone.total == int(right >= 0) == int(row.label >= 0)
+    whole = evaluate(backbone, rows, batch_tokens=batch_tokens, **options)
+    assert whole.loss_sum == losses.sum()
+    assert row_scores(backbone, rows)[2].tolist() == [-1] * 9  # nothing to choose among
+    assert [len(part) for part in row_scores(backbone, [])] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("placement", ["before", "after"])
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_prompt_is_measured_in_its_place(
+    backbone: Backbone,
+    delta: Delta | None,
+    fixed_ids: tuple[int, ...],
+    make_prompt_job: MakeJob,
+    prompt_states: Callable[..., torch.Tensor],
+    placement: str,
+    labels: bool,
+) -> None:
+    job = make_prompt_job(5, placement=placement, num_rows=8, labels=labels)
+    head = HEAD if labels else None
+    at = len(fixed_ids) if placement == "after" else 0
+    prompt = torch.from_numpy(job.adapter).view(job.spec.length, -1)
+    wanted = []
+    with torch.no_grad():
+        for row in job.rows:
+            states = prompt_states(row, prompt, at)[row.predict_from.tolist()]
+            logits = states @ backbone.head_weight().t()
+            wanted.append(log_softmax(logits[:, list(head)] if head else logits, dim=1))
+    options = {
+        "adapter": job.adapter, "spec": job.spec, "fixed_ids": fixed_ids, "delta": delta,
+        "batch_tokens": 40,
+    }  # fmt: skip
+    found = evaluate(backbone, job.rows, head_token_ids=head, **options)
+    chosen = [
+        values[range(len(row.targets)), row.targets.tolist()].sum()
+        for row, values in zip(job.rows, wanted, strict=True)
+    ]
+    assert found.loss_sum == pytest.approx(-float(sum(chosen)), rel=1e-5)
+    if labels:
+        best = [int(values[0].argmax()) for values in wanted]
+        assert found.correct == sum(
+            choice == row.label for choice, row in zip(best, job.rows, strict=True)
+        )
+        options["label_token_ids"] = HEAD
+        np.testing.assert_allclose(
+            scores(backbone, job.rows, **options), torch.cat(wanted), rtol=1e-4, atol=1e-5
+        )
+
+
 def test_sums_of_parts_are_the_sums_of_the_whole(backbone: Backbone, make_job: MakeJob) -> None:
     rows = make_job(8, num_rows=10, labels=True).rows
     whole = evaluate(backbone, rows, head_token_ids=HEAD)
@@ -135,6 +197,18 @@ def test_a_delta_is_part_of_what_is_measured(backbone: Backbone, make_job: MakeJ
     found = evaluate(backbone, job.rows, head_token_ids=HEAD, delta=delta)
     assert found == replace(wanted, loss_sum=found.loss_sum)
     assert found.loss_sum == pytest.approx(wanted.loss_sum, rel=1e-4)
+
+
+def test_rows_without_the_fixed_text_are_refused(
+    backbone: Backbone, fixed_ids: tuple[int, ...], make_prompt_job: MakeJob, make_job: MakeJob
+) -> None:
+    prompt = make_prompt_job(2)
+    for measure in (evaluate, row_scores):
+        with pytest.raises(ShapeError, match="expected it to begin with the 4 tokens"):
+            measure(
+                backbone, make_job(2).rows, adapter=prompt.adapter, spec=prompt.spec,
+                fixed_ids=fixed_ids,
+            )  # fmt: skip
 
 
 def test_impossible_calls_are_refused(backbone: Backbone, make_job: MakeJob) -> None:

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -188,6 +189,24 @@ def test_no_rows_or_no_label_tokens(backbone: Backbone, make_job: MakeJob) -> No
     assert np.array_equal(none.adapter, job.adapter)
     assert (mixed.error, mixed.num_examples) == ("", 1)
     assert train(backbone, [], SGD) == []
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        ([1.0], r"expected one for each of 2 rows, got shape \(1,\)"),
+        ([1.0, -1.0], "expected finite numbers >= 0, got -1.0"),
+        ([np.nan, 1.0], "expected finite numbers >= 0, got nan"),
+    ],
+)
+def test_row_weights_that_do_not_fit_are_that_client_s_error(
+    backbone: Backbone, make_job: MakeJob, weights: list[float], reason: str
+) -> None:
+    jobs = [make_job(0, num_rows=2), make_job(1, num_rows=2)]
+    wrong = replace(jobs[1], row_weights=np.array(weights))
+    good, bad = train(backbone, [jobs[0], wrong], SGD)
+    assert good.error == ""
+    assert re.match(f"client 1: row weights: {reason}", bad.error)
 
 
 def test_clients_of_different_ranks_train_in_one_call(

@@ -183,6 +183,90 @@ def test_a_row_s_loss_does_not_depend_on_its_batch_mates(
         torch.testing.assert_close(losses, alone, rtol=1e-5, atol=1e-6)
 
 
+def trained_with(
+    backbone: Backbone, job: ClientJob, weights: list[float] | None, **options: object
+) -> LocalResult:
+    own = None if weights is None else np.array(weights)
+    [result] = train(backbone, [replace(job, row_weights=own)], ONE_STEP, **options)
+    assert result.error == ""
+    return result
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompt"])
+def test_row_weights_weigh_the_rows_gradients(
+    backbone: Backbone,
+    fixed_ids: tuple[int, ...],
+    make_job: Callable[..., ClientJob],
+    make_prompt_job: Callable[..., ClientJob],
+    full_gradient: Callable[..., np.ndarray],
+    distance: Distance,
+    kind: str,
+) -> None:
+    job = make_job(1, num_rows=3) if kind == "lora" else make_prompt_job(1, num_rows=3)
+
+    def of(rows: list[Encoded], weights: list[float] | None = None) -> tuple[np.ndarray, float]:
+        own = replace(job, rows=rows)
+        result = trained_with(backbone, own, weights, fixed_ids=fixed_ids)
+        tokens = sum(len(row.targets) for row in rows)
+        return tokens * step_of(own, result), tokens * result.first_loss
+
+    one, two, three = job.rows
+    plain, plain_loss = of([one, two, three])
+    same, same_loss = of([one, two, three], [1, 1, 1])
+    assert np.array_equal(plain, same)
+    assert plain_loss == same_loss
+    double, double_loss = of([one, two, three], [2, 2, 2])
+    assert distance(double, 2 * plain) < 1e-5
+    assert double_loss == pytest.approx(2 * plain_loss)
+    # a row of weight 0 contributes nothing but its label tokens to the mean
+    assert distance(of([one, two, three], [1, 0, 1])[0], of([one, three])[0]) < 1e-4
+    # an integer weight is a repeated row; a step's mean over label tokens is a sum here
+    repeated, repeated_loss = of([one, one, one, three])
+    weighted, weighted_loss = of([one, two, three], [3, 0, 1])
+    assert distance(weighted, repeated) < 1e-4
+    assert weighted_loss == pytest.approx(repeated_loss, rel=1e-5)
+    if kind == "lora":
+        by_hand = 0.5 * _sum_gradient(full_gradient, job, [one])
+        by_hand = by_hand + 4 * _sum_gradient(full_gradient, job, [two])
+        assert distance(of([one, two], [0.5, 4])[0], by_hand) < 1e-4
+
+
+def _sum_gradient(
+    full_gradient: Callable[..., np.ndarray], job: ClientJob, rows: list[Encoded]
+) -> np.ndarray:
+    return full_gradient(job, rows) * sum(len(row.targets) for row in rows)
+
+
+def test_row_weights_follow_their_rows_through_steps_and_cohorts(
+    backbone: Backbone, make_job: Callable[..., ClientJob], distance: Distance
+) -> None:
+    """Weights 0 and 1 over epochs of small batches are training in which the others' loss does not exist."""
+    weights = [np.array([0, 1, 0, 1, 1.0]), np.array([1, 0, 0, 1, 0, 1, 1.0])]
+    jobs = [make_job(k, num_rows=len(own)) for k, own in enumerate(weights)]
+    jobs[0].rows.append(replace(jobs[0].rows[0], predict_from=np.empty(0), targets=np.empty(0)))
+    weights[0] = np.append(weights[0], 7.0)  # of the row without label tokens, which is left out
+    jobs = [replace(job, row_weights=own) for job, own in zip(jobs, weights, strict=True)]
+    settings = replace(ONE_STEP, batch_size=2, local_steps=0, local_epochs=2, learning_rate=0.2)
+    apart = train(backbone, jobs, settings)
+    joint = train(backbone, jobs, replace(settings, cohort_tokens=TOGETHER))
+    spoiled = [
+        replace(
+            job,
+            rows=[
+                row if weight else replace(row, targets=(row.targets + 1) % 300)
+                for row, weight in zip(job.rows, own, strict=True)
+            ],
+        )
+        for job, own in zip(jobs, weights, strict=True)
+    ]
+    for job, one, many, other in zip(
+        jobs, apart, joint, train(backbone, spoiled, settings), strict=True
+    ):
+        assert one.error == ""
+        assert np.array_equal(one.adapter, other.adapter)
+        assert distance(many.adapter - job.adapter, one.adapter - job.adapter) < 1e-4
+
+
 def test_loss_is_the_mean_over_the_label_tokens_of_each_step(
     backbone: Backbone, make_job: Callable[..., ClientJob]
 ) -> None:
