@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 from flwr.app import Context, Message
 
-from clients import lora
+from clients import lora, prompt
 
 Handler = Callable[[Message, Context], Message]
 
-TRAIN: dict[str, Handler] = {"fedlora": lora.train}
+TRAIN: dict[str, Handler] = {"fedlora": lora.train, "fedprompt": prompt.train}
 """Method name -> what a training message does."""
 
-EVALUATE: dict[str, Handler] = {"fedlora": lora.evaluate}
+EVALUATE: dict[str, Handler] = {"fedlora": lora.evaluate, "fedprompt": prompt.evaluate}
 """Method name -> what an evaluation message does."""

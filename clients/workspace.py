@@ -18,11 +18,13 @@ from flwr.app import Context, Message
 from transformers import PreTrainedTokenizerBase
 
 from fedllm_flwr import records
-from fedllm_flwr.config import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE, RunConfig, run_config
+from fedllm_flwr.config import RunConfig, run_config
 from fedllm_flwr.errors import DataError, WireError
 from fedllm_flwr.models import backbone as backbones
 from fedllm_flwr.models.adapters import LayerShape, layer_shapes
 from fedllm_flwr.models.backbone import Backbone
+from fedllm_flwr.settings.methods import FedLoraConfig
+from fedllm_flwr.settings.runtime import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE
 from fedllm_flwr.tasks.base import SPLITS, Task, TaskOptions
 from fedllm_flwr.tasks.catalog import load_task
 from fedllm_flwr.tasks.encode import Encoded, Encoder, Loss, build_encoder
@@ -31,7 +33,7 @@ from fedllm_flwr.tasks.partitions import ClientRows, partition
 LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Workspace:
     """One configuration on one node.
 
@@ -40,14 +42,19 @@ class Workspace:
         backbone: The frozen model, shared by every client of this process.
         task: The data set.
         clients: Every client's rows, by partition id.
-        shapes: The layers that adapters attach to.
     """
 
     config: RunConfig
     backbone: Backbone
     task: Task
     clients: tuple[ClientRows, ...]
-    shapes: tuple[LayerShape, ...]
+
+    @cached_property
+    def shapes(self) -> tuple[LayerShape, ...]:
+        """The layers that LoRA adapters attach to."""
+        method = self.config.method
+        assert isinstance(method, FedLoraConfig)  # noqa: S101  # only LoRA clients ask
+        return layer_shapes(self.backbone.ref, method.target_modules)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -156,9 +163,7 @@ def open_workspace(config_json: str) -> Workspace:
         max_tokens=config.task.max_tokens,
     )
     clients = partition(task, config.partition, config.seed)
-    return Workspace(
-        config, backbone, task, clients, layer_shapes(ref, config.method.target_modules)
-    )
+    return Workspace(config, backbone, task, clients)
 
 
 @lru_cache(maxsize=16)

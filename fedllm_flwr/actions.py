@@ -14,11 +14,11 @@ from fedllm_flwr.core import (
     chosen_runtime,
     default_out_dir,
     open_existing,
-    preflight,
     resumed_config,
 )
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.launch import SuperLink, launch, simulation_superlink
+from fedllm_flwr.preflight import preflight
 from fedllm_flwr.runs.compare import compare
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.report import write_report

@@ -74,7 +74,7 @@ def _sweep(given: list[str], overrides: list[str]) -> int:
     """Check every job of the sweep first, then let Hydra run them, then compare."""
     from fedllm_flwr.actions import compare_sweep, sweep_superlink
     from fedllm_flwr.compose import compose_run
-    from fedllm_flwr.core import preflight
+    from fedllm_flwr.preflight import preflight
 
     configs = [compose_run(job).config for job in expand(overrides)]
     for config in configs:

@@ -10,12 +10,14 @@ from fedllm_flwr.tasks.base import Task
 from fedllm_flwr.tasks.catalog import TASKS, load_task
 from fedllm_flwr.tasks.metrics import worst
 from fedllm_flwr.tasks.partitions import partition
-from strategies import Hosting, build_strategy
+from strategies import Hosting, RoundStrategy, build_strategy
 from strategies.baselines import (
     Recorder,
     centralised,
     figures,
     local_only,
+    local_tuning,
+    plain_model,
     score,
     unfederated,
     zero_shot,
@@ -70,12 +72,37 @@ def add_baselines(
         recorder = Recorder(journal.note)
         if name == "zero_shot":
             found = zero_shot(config, hosting, recorder, kind, _templates(config))
+        elif name == "templates":
+            _add_templates(config, hosting, journal, kind)
+            continue
         else:
             rate = best_learning_rate(config, hosting, journal, name, kind)
             train = local_only if name == "local_only" else centralised
             train(unfederated(config, rate, config.num_rounds), hosting, recorder, kind, ("test",))
             found = {**figures(recorder.evaluations, "test", kind), "learning_rate": rate}
         journal.run.append({"kind": "baseline", "name": name, **found})
+
+
+def _add_templates(config: RunConfig, hosting: Hosting, journal: Journal, kind: str) -> None:
+    """The backbone under every hard prompt, one by one: no choice is made, so no validation rows are needed."""
+    for template in _templates(config):
+        name = f"template_{template}"
+        if not _has(journal, "baseline", name):
+            found = plain_model(config, hosting, Recorder(journal.note), kind, template, "test")
+            journal.run.append({"kind": "baseline", "name": name, **found})
+
+
+def add_local_tuning(
+    config: RunConfig, strategy: RoundStrategy, journal: Journal, kind: str
+) -> None:
+    """Measure the federated model after each client's own tuning, if it is asked for and not there yet."""
+    name = "local_tuning"
+    if not config.baselines.local_tuning or _has(journal, "baseline", name):
+        return
+    journal.note(f"baseline: {name}")
+    rates = config.baselines.learning_rates or (config.optimizer.learning_rate,)
+    found = local_tuning(strategy, Recorder(journal.note), kind, rates)
+    journal.run.append({"kind": "baseline", "name": name, **found})
 
 
 def best_learning_rate(

@@ -13,58 +13,31 @@ from filelock import FileLock, Timeout
 from flwr.serverapp import Grid
 
 from fedllm_flwr import records
-from fedllm_flwr.comparison import add_baselines, best_learning_rate, predictor_baselines, task_kind
-from fedllm_flwr.config import RunConfig, RuntimeConfig, run_config
+from fedllm_flwr.comparison import (
+    add_baselines,
+    add_local_tuning,
+    best_learning_rate,
+    predictor_baselines,
+    task_kind,
+)
+from fedllm_flwr.config import RunConfig, run_config
 from fedllm_flwr.errors import ConfigError, FedLLMError, RunStoppedError
+from fedllm_flwr.exporting import export
 from fedllm_flwr.journal import Journal
-from fedllm_flwr.models.adapters import layer_shapes
-from fedllm_flwr.models.export import export_peft
-from fedllm_flwr.models.kernels import choose
 from fedllm_flwr.runs import checkpoints
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.environment import environment
 from fedllm_flwr.runs.progress import Progress
 from fedllm_flwr.runs.report import write_report
 from fedllm_flwr.runs.tensorboard import write_tensorboard
-from fedllm_flwr.tasks.catalog import load_task
-from fedllm_flwr.tasks.partitions import partition
-from strategies import FedLora, Hosting, RoundStrategy, build_strategy
-from strategies.rounds import Checkpointed
+from fedllm_flwr.settings.runtime import RuntimeConfig
+from strategies import Hosting, RoundStrategy, build_strategy
+from strategies.observer import Checkpointed
 
 
 def default_out_dir(config: RunConfig) -> str:
     """``outputs/<experiment>/<time>`` below the working directory."""
     return str(Path("outputs") / config.experiment / time.strftime("%Y-%m-%d_%H-%M-%S"))
-
-
-def preflight(config: RunConfig) -> None:
-    """Find what is wrong with a run before a model loads, a process starts or a file is written.
-
-    Checks the device, the ranks against the layers, the data, and the partition. A deployment's data is on its
-    nodes, so there only the model is checked.
-
-    Raises:
-        ConfigError: One line that says what was expected and what was given.
-    """
-    choose(
-        dtype=config.runtime.dtype, device=config.runtime.device, max_tokens=config.task.max_tokens
-    )
-    shapes = layer_shapes(config.model.ref(config.runtime.model_path), config.method.target_modules)
-    for shape in shapes:
-        width = min(shape.in_features, shape.out_features)
-        for rank in (config.method.rank, *config.method.client_ranks):
-            if rank > width:
-                raise ConfigError(
-                    f"method.rank: expected at most {width}, the width of layer {shape.name}, got {rank}"
-                )
-    if config.runtime.name != "deployment":
-        task = load_task(config.task.options(config.runtime.data_path), config.seed)
-        if config.task.loss == "labels" and task.kind != "classification":
-            raise ConfigError(
-                f"task.loss=labels and task={config.task.name}: the rows have no labels, use task.loss=vocabulary"
-            )
-        task.template(config.task.template)
-        partition(task, config.partition, config.seed)
 
 
 def run(grid: Grid, config: RunConfig, out_dir: str | Path) -> dict[str, Any]:
@@ -114,11 +87,12 @@ def _run(
     )
     strategy = build_strategy(tuned, hosting, journal, task_kind=kind)
     resume_from = Checkpointed(saved.server_round, saved.arrays, saved.state) if saved else None
-    add_baselines(config, hosting, journal, kind, ("zero_shot",))
+    add_baselines(config, hosting, journal, kind, ("zero_shot", "templates"))
     strategy.start(hosting.grid, resume_from=resume_from)
     add_baselines(config, hosting, journal, kind, ("local_only", "centralised"))
     selected = _select(config, strategy, journal)
-    _export(config, strategy, journal.run.path / "adapter")
+    add_local_tuning(tuned, strategy, journal, kind)
+    export(config, strategy, journal.run.path / "adapter")
     summary = summarise(config, strategy, journal.run, selected, saved.server_round if saved else 0)
     summary["learning_rate"] = rate
     journal.run.write_summary(summary)
@@ -240,15 +214,6 @@ def _select(config: RunConfig, strategy: RoundStrategy, journal: Journal) -> int
     return best.server_round
 
 
-def _export(config: RunConfig, strategy: RoundStrategy, folder: Path) -> None:
-    """Write the global adapter in PEFT's format."""
-    if isinstance(strategy, FedLora):
-        ref = config.model.ref(config.runtime.model_path)
-        export_peft(
-            folder, ref, strategy.spec, strategy.model.factors, strategy.model.delta or None
-        )
-
-
 def summarise(
     config: RunConfig, strategy: RoundStrategy, directory: RunDirectory, selected: int, resumed: int
 ) -> dict[str, Any]:
@@ -271,7 +236,7 @@ def summarise(
             {
                 k: v
                 for k, v in strategy.checkpoint(selected).arrays.items()
-                if k in ("adapter", "delta")
+                if not k.startswith("optimizer/")
             }
         ),
     }
@@ -279,6 +244,10 @@ def summarise(
         "accuracy",
         "loss",
         "worst_client_accuracy",
+        "worst_decile_accuracy",
+        "mean_client_accuracy",
+        "worst_group_accuracy",
+        "group_gap",
         "bits_per_character",
         "validation_accuracy",
     ):
@@ -294,10 +263,14 @@ def summarise(
     short = {"local_only": "local", "centralised": "central"}
     for baseline in directory.records("baseline"):
         prefix = short.get(baseline["name"], baseline["name"])
-        for name in ("accuracy", "loss", "bits_per_character"):
+        for name in ("accuracy", "loss", "bits_per_character", *WORST):
             if name in baseline:
                 summary[f"{prefix}_{name}"] = baseline[name]
     return summary
+
+
+WORST = ("worst_decile_accuracy", "worst_group_accuracy")
+"""Of baselines, what the summary has beside the mean."""
 
 
 def quiet_flower(verbose: bool) -> None:

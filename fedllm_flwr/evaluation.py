@@ -1,17 +1,20 @@
 """Evaluate what a run left: its exported adapter, on the task's whole test split, without Flower."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 from clients.workspace import open_workspace
 from fedllm_flwr.averaging import product_of
-from fedllm_flwr.config import RuntimeConfig
 from fedllm_flwr.core import resumed_config, whole_json
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.models.export import import_peft
+from fedllm_flwr.models.export_prompts import import_prompt
 from fedllm_flwr.runs.directory import RunDirectory
+from fedllm_flwr.settings.methods import FedPromptConfig
+from fedllm_flwr.settings.runtime import RuntimeConfig
 from fedllm_flwr.training.evaluate import evaluate
-from strategies.rounds import Tally
+from strategies.tally import Tally
 
 
 def evaluate_run(directory: RunDirectory, runtime: RuntimeConfig | None) -> dict[str, Any]:
@@ -34,17 +37,22 @@ def evaluate_run(directory: RunDirectory, runtime: RuntimeConfig | None) -> dict
         )
     config = resumed_config(directory, runtime)
     work = open_workspace(whole_json(config))
-    _, factors = import_peft(folder)
     encoder = work.encoder()
-    sums = evaluate(
+    rows = encoder.encode(work.task.splits["test"])
+    measure = partial(
+        evaluate,
         work.backbone,
-        encoder.encode(work.task.splits["test"]),
+        rows,
         head_token_ids=encoder.head_token_ids,
         label_token_ids=encoder.label_token_ids,
-        delta={
-            name: product_of(layer) for name, layer in factors.items()
-        },  # ranks may differ between layers
     )
+    if isinstance(config.method, FedPromptConfig):
+        prompt = import_prompt(folder)
+        sums = measure(adapter=prompt.flat, spec=prompt.spec, fixed_ids=prompt.fixed_ids)
+    else:
+        _, factors = import_peft(folder)
+        # as a delta, since ranks may differ between layers
+        sums = measure(delta={name: product_of(layer) for name, layer in factors.items()})
     tally = Tally(**dataclasses.asdict(sums))
     return {
         "run": str(directory.path),

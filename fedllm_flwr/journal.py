@@ -16,7 +16,7 @@ from fedllm_flwr.config import RunConfig
 from fedllm_flwr.runs import checkpoints
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.progress import Progress
-from strategies.rounds import Checkpointed
+from strategies.observer import Checkpointed
 
 
 def peak_memory_bytes() -> int:

@@ -23,11 +23,16 @@ from typing import Any
 
 import psutil
 
-from fedllm_flwr.config import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE, RunConfig
+from fedllm_flwr.config import RunConfig
 from fedllm_flwr.core import run
 from fedllm_flwr.errors import ConfigError, RunStoppedError
 from fedllm_flwr.follow import Follower
 from fedllm_flwr.runs.directory import RunDirectory
+from fedllm_flwr.settings.runtime import (
+    DATA_PATH_VARIABLE,
+    MODEL_PATH_VARIABLE,
+    STATE_PATH_VARIABLE,
+)
 
 PROJECT = Path(__file__).resolve().parents[1]
 START_SECONDS = 60.0
@@ -81,9 +86,18 @@ def _loopback(config: RunConfig) -> dict[str, Any]:
     from fedllm_flwr.client_app import app
     from fedllm_flwr.loopback import LoopbackGrid
 
-    facts = {"data-path": config.runtime.data_path, "model-path": config.runtime.model_path}
+    facts = {
+        "data-path": config.runtime.data_path,
+        "model-path": config.runtime.model_path,
+        "state-path": str(state_folder(config)),
+    }
     num_nodes = min(config.runtime.num_nodes, config.partition.num_clients)
     return run(LoopbackGrid(app, num_nodes, facts), config, config.out_dir)  # type: ignore[arg-type]
+
+
+def state_folder(config: RunConfig) -> Path:
+    """Where simulated clients keep what they must not lose: in the run directory, so that a resumed run finds it."""
+    return Path(config.out_dir).absolute() / "clients"
 
 
 @contextlib.contextmanager
@@ -136,6 +150,7 @@ def simulation_environment(config: RunConfig, home: Path) -> dict[str, str]:
     facts = {
         DATA_PATH_VARIABLE: config.runtime.data_path,
         MODEL_PATH_VARIABLE: config.runtime.model_path,
+        STATE_PATH_VARIABLE: str(state_folder(config)),
     }
     return {
         **os.environ,

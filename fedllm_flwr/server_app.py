@@ -8,9 +8,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedllm_flwr.compose import compose_run
-from fedllm_flwr.config import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE
 from fedllm_flwr.core import chosen_runtime, default_out_dir, resumed_config, run
 from fedllm_flwr.runs.directory import RunDirectory
+from fedllm_flwr.settings.runtime import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE
 
 app = ServerApp()
 

@@ -1,4 +1,4 @@
-"""Baselines that run through the same messages as the method: zero-shot, local-only and centralised.
+"""Baselines that run through the same messages as the method: plain model, local-only, centralised, locally tuned.
 
 Local-only and centralised train for as many rounds of the same local work as the method, with the optimizer's state
 starting anew each round, so that the only difference is what is shared. Each takes its own learning rate.
@@ -13,10 +13,12 @@ from flwr.app import ConfigRecord, Message
 
 from fedllm_flwr import records
 from fedllm_flwr.config import RunConfig
+from fedllm_flwr.settings.methods import FedPromptConfig
+from strategies import build_strategy
 from strategies.exchange import stream
-from strategies.fedlora import FedLora
 from strategies.hosting import Hosting
-from strategies.rounds import Tally
+from strategies.rounds import RoundStrategy
+from strategies.tally import SplitTally
 
 
 class Recorder:
@@ -48,15 +50,16 @@ class Recorder:
 
 
 def figures(evaluations: Iterable[Mapping[str, Any]], split: str, kind: str) -> dict[str, float]:
-    """Pool the clients' sums of one split, and name the worst client's accuracy where there are labels."""
-    tally, own = Tally(), []
+    """The figures of one split, over rows, clients and groups."""
+    tally = SplitTally()
     for sums in evaluations:
-        if sums["split"] == split:
-            tally.add(sums)
-            if sums["total"]:
-                own.append(sums["correct"] / sums["total"])
-    found = tally.figures(kind)
-    return found | ({"worst_client_accuracy": min(own)} if own and kind == "classification" else {})
+        if sums["split"] != split:
+            continue
+        if sums["kind"] == "group":
+            tally.groups[sums["group"]].add(sums)
+        else:
+            tally.add(sums, {})
+    return tally.figures(kind)
 
 
 def score(found: Mapping[str, float]) -> float:
@@ -65,23 +68,46 @@ def score(found: Mapping[str, float]) -> float:
 
 
 def unfederated(config: RunConfig, learning_rate: float, num_rounds: int) -> RunConfig:
-    """The same local work with nothing merged: every client (or the pool) goes on from its own adapter."""
+    """The same local work with nothing merged: every client (or the pool) goes on from its own adapter.
+
+    A prompt has as many tokens as the method's, all of one kind: where nothing is shared, all of it is personal.
+    """
+    method = config.method
+    if isinstance(method, FedPromptConfig):
+        method = dataclasses.replace(
+            method, length=method.spec().length, personal_length=0, cluster_length=0,
+            local_training="joint", common_start=True,
+        )  # fmt: skip
+    else:
+        method = dataclasses.replace(method, sharing="both")
     return dataclasses.replace(
         config,
         strategy=dataclasses.replace(
             config.strategy,
-            name="factor_mean",
+            name="prompt_mean" if isinstance(method, FedPromptConfig) else "factor_mean",
             server_optimizer="fedavg",
             server_learning_rate=0.0,
             server_momentum=-1.0,
             cohort_fraction=1.0,
         ),
-        method=dataclasses.replace(config.method, sharing="both"),
+        method=method,
         optimizer=dataclasses.replace(config.optimizer, learning_rate=learning_rate),
         wire=dataclasses.replace(config.wire, uplink="float32", downlink="float32"),
+        fairness=dataclasses.replace(config.fairness, name="none"),
         num_rounds=num_rounds,
         evaluate_every=num_rounds,
     )
+
+
+def plain_model(
+    config: RunConfig, hosting: Hosting, recorder: Recorder, kind: str, template: str, split: str
+) -> dict[str, float]:
+    """The figures of the backbone alone under a template, on one split."""
+    strategy = build_strategy(config, hosting, recorder, task_kind=kind)
+    strategy.plain, strategy.template, strategy.evaluated_splits = True, template, (split,)
+    recorder.evaluations = []
+    _evaluate([strategy], config, hosting, 0)
+    return figures(recorder.evaluations, split, kind)
 
 
 def zero_shot(
@@ -92,28 +118,55 @@ def zero_shot(
     Returns:
         Figures of the test rows, and ``detail`` that names the template.
     """
-    strategy = FedLora(
-        config, hosting, recorder, task_kind=kind
-    )  # its adapter is the start: B = 0 changes nothing
-
-    def evaluated(template: str, split: str) -> dict[str, float]:
-        strategy.template, strategy.evaluated_splits, recorder.evaluations = template, (split,), []
-        _evaluate([strategy], config, hosting, 0)
-        return figures(recorder.evaluations, split, kind)
-
-    scores = {template: score(evaluated(template, "validation")) for template in templates}
+    scores = {
+        template: score(plain_model(config, hosting, recorder, kind, template, "validation"))
+        for template in templates
+    }
     best = max(scores, key=lambda name: scores[name])
     return {
-        **evaluated(best, "test"),
+        **plain_model(config, hosting, recorder, kind, best, "test"),
         "detail": f"template {best}, the best of {len(scores)} on validation rows",
     }
+
+
+def local_tuning(
+    strategy: RoundStrategy, recorder: Recorder, kind: str, rates: Sequence[float]
+) -> dict[str, Any]:
+    """The federated model, tuned by each client for some steps on its own rows, and measured on its own.
+
+    Returns:
+        Figures of the test rows, with the rate that is best on validation rows.
+    """
+    config, before = strategy.config, strategy.observer
+    steps = config.baselines.local_tuning_steps
+    strategy.observer = recorder
+
+    def tuned(rate: float, split: str) -> dict[str, float]:
+        strategy.tuning = {"tune-steps": steps, "learning-rate": rate}
+        strategy.evaluated_splits, recorder.evaluations = (split,), []
+        _evaluate([strategy], config, strategy.hosting, config.num_rounds)
+        return figures(recorder.evaluations, split, kind)
+
+    splits = strategy.evaluated_splits
+    try:
+        best = (
+            max(rates, key=lambda rate: score(tuned(rate, "validation")))
+            if len(rates) > 1
+            else rates[0]
+        )
+        found = tuned(best, "test")
+    finally:
+        strategy.observer, strategy.tuning, strategy.evaluated_splits = before, {}, splits
+    return {**found, "learning_rate": best, "detail": f"{steps} steps of each client's own"}
 
 
 def centralised(
     config: RunConfig, hosting: Hosting, recorder: Recorder, kind: str, splits: tuple[str, ...]
 ) -> None:
     """Train one adapter on all clients' rows together; the recorder has its evaluations afterwards."""
-    strategy = FedLora(config, hosting, recorder, partition_ids=[records.POOLED], task_kind=kind)
+    strategy = build_strategy(
+        config, hosting, recorder, partition_ids=[records.POOLED], task_kind=kind
+    )
     strategy.evaluated_splits = ()
     strategy.start(hosting.grid)
     strategy.evaluated_splits, strategy.evaluated_ids = (
@@ -128,7 +181,10 @@ def local_only(
 ) -> None:
     """Train one adapter per client on its own rows; each is evaluated on its own client's rows only."""
     clients = range(config.partition.num_clients)
-    alone = [FedLora(config, hosting, recorder, partition_ids=[p], task_kind=kind) for p in clients]
+    alone = [
+        build_strategy(config, hosting, recorder, partition_ids=[p], task_kind=kind)
+        for p in clients
+    ]
     for server_round in range(1, config.num_rounds + 1):
         asked = {
             s: s.configure_train(server_round, s.arrays(), ConfigRecord(), hosting.grid)
@@ -142,7 +198,7 @@ def local_only(
 
 
 def _evaluate(
-    strategies: Sequence[FedLora], config: RunConfig, hosting: Hosting, server_round: int
+    strategies: Sequence[RoundStrategy], config: RunConfig, hosting: Hosting, server_round: int
 ) -> None:
     asked = {
         s: s.configure_evaluate(server_round, s.arrays(), ConfigRecord(), hosting.grid)
@@ -153,8 +209,8 @@ def _evaluate(
 
 
 def _exchange(
-    asked: Mapping[FedLora, list[Message]], config: RunConfig, hosting: Hosting, observer: Any
-) -> list[tuple[FedLora, list[Message]]]:
+    asked: Mapping[RoundStrategy, list[Message]], config: RunConfig, hosting: Hosting, observer: Any
+) -> list[tuple[RoundStrategy, list[Message]]]:
     """One exchange of several strategies at once, so that all nodes have work."""
     together = [message for messages in asked.values() for message in messages]
     found = stream(hosting.grid, together, config.strategy.round_timeout_seconds, observer.count)

@@ -67,7 +67,7 @@ def wave_name(kind: str, server_round: int, wave: int) -> str:
 
 def messages_for(
     hosting: Hosting,
-    content: RecordDict,
+    content: Callable[[Sequence[int]], RecordDict],
     body: Mapping[str, Any],
     *,
     message_type: str,
@@ -75,7 +75,16 @@ def messages_for(
     clients_per_wave: int,
     server_round: int,
 ) -> list[Message]:
-    """One message per wave and node; all of them share the arrays of ``content``.
+    """One message per wave and node.
+
+    Args:
+        hosting: Which node hosts which client.
+        content: The arrays for some clients; messages may share them.
+        body: What every message says.
+        message_type: Flower's.
+        partition_ids: Who is asked.
+        clients_per_wave: Clients in flight at a time.
+        server_round: For the waves' names.
 
     Returns:
         A list, never a generator: Flower's HTTP grid iterates twice.
@@ -86,10 +95,16 @@ def messages_for(
             partition_ids[start : start + clients_per_wave], key=lambda p: (hosting.node_of(p), p)
         )
         for node_id, hosted in groupby(wave, key=hosting.node_of):
-            asked = {**body, "partition-ids": list(hosted)}
+            clients = list(hosted)
+            asked = {**body, "partition-ids": clients}
             group_id = wave_name(message_type, server_round, start // clients_per_wave)
             messages.append(
-                Message(records.with_body(content, asked), node_id, message_type, group_id=group_id)
+                Message(
+                    records.with_body(content(clients), asked),
+                    node_id,
+                    message_type,
+                    group_id=group_id,
+                )
             )
     return messages
 

@@ -5,7 +5,7 @@ the rule has one. Uplink: each client's trained factors. Nothing else crosses th
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,19 +21,19 @@ from fedllm_flwr.averaging import (
     beside_shared,
 )
 from fedllm_flwr.averaging.weights import client_weight
-from fedllm_flwr.config import RunConfig, StrategyConfig
+from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import ShapeError, WireError
 from fedllm_flwr.models.adapters import AdapterLayout, Side, initial_factors, layer_shapes
 from fedllm_flwr.seeding import derive_seed
+from fedllm_flwr.settings.federation import StrategyConfig
+from fedllm_flwr.settings.methods import FedLoraConfig
 from fedllm_flwr.training.settings import scheduled_rate
-from strategies.exchange import ClientReply, checked_number
+from strategies.exchange import ClientReply
+from strategies.figures import training_figures
 from strategies.hosting import Hosting
-from strategies.rounds import Checkpointed, Observer, RoundStrategy
+from strategies.observer import Checkpointed, Observer
+from strategies.rounds import RoundStrategy
 from strategies.rules import GlobalModel, Rule, make_rule
-
-_COUNTS = ("num-examples", "steps", "tokens")
-_FIGURES = (*_COUNTS, "loss", "cpu-seconds")
-"""What a client says about its training."""
 
 
 def trained_side(sharing: str, server_round: int) -> Side:
@@ -80,6 +80,8 @@ class FedLora(RoundStrategy):
             config, hosting, observer, partition_ids=partition_ids, task_kind=task_kind
         )
         method = config.method
+        assert isinstance(method, FedLoraConfig)  # noqa: S101  # the table of strategies says so
+        self.method = method
         self.spec = method.server_spec()
         self.shapes = layer_shapes(
             config.model.ref(config.runtime.model_path), method.target_modules
@@ -98,7 +100,7 @@ class FedLora(RoundStrategy):
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The adapter side that clients lack, the carried delta, and this round's learning rate."""
         parts: dict[str, np.ndarray] = {}
-        held: Side = "b" if self.config.method.sharing == "b_only" else "both"
+        held: Side = "b" if self.method.sharing == "b_only" else "both"
         if self._rule.sends_adapter:
             parts["adapter"] = AdapterLayout(self.shapes, self.spec.rank, held).pack(
                 self.model.factors
@@ -108,7 +110,7 @@ class FedLora(RoundStrategy):
             parts["delta"] = flat
         body: dict[str, Any] = {"side-held": held, "delta-ranks": ranks}
         if train:
-            body["side"] = trained_side(self.config.method.sharing, server_round)
+            body["side"] = trained_side(self.method.sharing, server_round)
             body["learning-rate"] = scheduled_rate(
                 self.config.optimizer.learning_rate,
                 self.config.client.schedule,
@@ -126,8 +128,8 @@ class FedLora(RoundStrategy):
     def add_reply(self, reply: ClientReply, server_round: int) -> dict[str, Any]:
         """Check names, sizes, values and counts, then add the factors to the sum."""
         client = f"client {reply.partition_id}"
-        spec = self.config.method.spec(max(reply.partition_id, 0))
-        side = trained_side(self.config.method.sharing, server_round)
+        spec = self.method.spec(max(reply.partition_id, 0))
+        side = trained_side(self.method.sharing, server_round)
         layout = AdapterLayout(self.shapes, spec.rank, side)
         if set(reply.parts) != {"adapter"}:
             raise WireError(f"{client}: expected one part 'adapter', got {sorted(reply.parts)}")
@@ -137,7 +139,7 @@ class FedLora(RoundStrategy):
                 f"{client}: expected {layout.size} values (rank {spec.rank}, side {side}), got {flat.size}"
             )
         self._check_finite(client, layout, flat)
-        figures = _figures(client, reply.info)
+        figures = training_figures(client, reply.info)
         weight = client_weight(
             self.config.strategy.weighting, figures["num_examples"], client=reply.partition_id
         )
@@ -229,15 +231,3 @@ class FedLora(RoundStrategy):
                 raise WireError(
                     f"{client}, layer {shape.name}: expected finite values, got {flat[first]}"
                 )
-
-
-def _figures(client: str, info: Mapping[str, Any]) -> dict[str, Any]:
-    """What a client says about its training, checked before anything of it counts.
-
-    Raises:
-        WireError: A number is absent, not finite, or too large to be true.
-    """
-    return {
-        name.replace("-", "_"): checked_number(client, info, name, whole=name in _COUNTS)
-        for name in _FIGURES
-    }

@@ -9,83 +9,28 @@ import json
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedllm_flwr import records
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import RunStoppedError, ShapeError, WireError
-from strategies.exchange import ClientReply, by_client, checked_number, messages_for, stream
+from strategies.balance import Balance
+from strategies.exchange import ClientReply, by_client, messages_for, stream
 from strategies.hosting import Hosting
+from strategies.observer import Checkpointed, Observer
 from strategies.sampling import draw_cohort
+from strategies.tally import SplitTally, checked_groups, checked_splits
 
 
 class TooFewRepliesError(RunStoppedError):
     """Too few clients of a cohort gave a good reply, several times over."""
-
-
-class Observer(Protocol):
-    """Who is told what happens, and keeps it."""
-
-    def count(self, kind: str, direction: str, message: Message) -> None:
-        """A message crosses the wire."""
-
-    def started(self, server_round: int, cohort: Sequence[int]) -> None:
-        """A round begins."""
-
-    def client(self, record: dict[str, Any]) -> None:
-        """A client's reply has been added to the sum."""
-
-    def failure(self, server_round: int, partition_id: int, reason: str) -> None:
-        """A client's reply is missing or was dropped."""
-
-    def evaluated(self, record: dict[str, Any]) -> None:
-        """One client's evaluation has arrived."""
-
-    def finished(self, record: dict[str, Any], checkpoint: "Checkpointed") -> None:
-        """A round is complete: keep its record, then its checkpoint."""
-
-
-@dataclass(frozen=True)
-class Checkpointed:
-    """What a strategy needs to go on after a round."""
-
-    server_round: int
-    arrays: Mapping[str, np.ndarray]
-    state: Mapping[str, Any]
-
-
-@dataclass
-class Tally:
-    """Sums of one evaluation over clients, kept apart from their counts until the end."""
-
-    correct: int = 0
-    total: int = 0
-    loss_sum: float = 0.0
-    label_tokens: int = 0
-    characters: int = 0
-
-    def add(self, sums: Mapping[str, Any]) -> None:
-        """Add one client's sums."""
-        for name in self.__dataclass_fields__:
-            setattr(self, name, getattr(self, name) + sums[name])
-
-    def figures(self, kind: str) -> dict[str, float]:
-        """Accuracy (where there are labels), mean loss, and bits per character (where there is text)."""
-        found: dict[str, float] = {}
-        if kind == "classification" and self.total:
-            found["accuracy"] = self.correct / self.total
-        if self.label_tokens:
-            found["loss"] = self.loss_sum / self.label_tokens
-        if kind == "instruction" and self.characters:
-            found["bits_per_character"] = self.loss_sum / math.log(2) / self.characters
-        return found
 
 
 class RoundStrategy(Strategy):
@@ -120,6 +65,9 @@ class RoundStrategy(Strategy):
         self.evaluated_ids = self.partition_ids
         self.evaluated_splits: tuple[str, ...] = ("validation", "test")
         self.template = config.task.template
+        self.plain = False
+        self.tuning: dict[str, Any] = {}
+        self.balance = Balance(config.fairness)
         self._sent: list[Message] = []
         self._left_to_train: list[int] = []
         self._round_figures: dict[str, Any] = {}
@@ -147,6 +95,15 @@ class RoundStrategy(Strategy):
     @abstractmethod
     def finish_sum(self, server_round: int) -> None:
         """Turn the sum into the next global model."""
+
+    def parts_for(
+        self, partition_ids: Sequence[int], parts: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Of a broadcast's arrays, those that these clients need; by default all."""
+        return parts
+
+    def heard(self, reply: ClientReply) -> None:
+        """A valid evaluation has arrived; a method may learn from it where a client belongs."""
 
     @abstractmethod
     def checkpoint(self, server_round: int) -> Checkpointed:
@@ -177,6 +134,7 @@ class RoundStrategy(Strategy):
                 self.config.strategy.cohort_fraction,
             )
             self.begin_sum(server_round)
+            self.balance.begin()
             cohort = list(self._left_to_train)
             self._round_figures = {
                 "round": server_round,
@@ -185,11 +143,10 @@ class RoundStrategy(Strategy):
                 "weights": [],
             }
         body, parts = self.broadcast(server_round, train=True)
-        content = records.instruction({}, parts, self.config.wire.downlink)
         self._sent = messages_for(
             self.hosting,
-            content,
-            {**self._common(server_round), **body},
+            self._content(parts),
+            {**self._common(server_round), **body, **self.balance.instruction()},
             message_type=records.TRAIN,
             partition_ids=self._left_to_train,
             clients_per_wave=self.config.runtime.clients_per_wave,
@@ -217,11 +174,13 @@ class RoundStrategy(Strategy):
             try:
                 if reply.error:
                     raise WireError(reply.error)
+                groups = self.balance.checked(reply)
                 record = self.add_reply(reply, server_round)
             except (WireError, ShapeError) as error:
                 left.append(reply.partition_id)
                 self.observer.failure(server_round, reply.partition_id, str(error))
                 continue
+            self.balance.add(reply.partition_id, groups)
             figures["losses"].append(record["loss"])
             figures["weights"].append(record["num_examples"])
             self.observer.client(record)
@@ -233,6 +192,8 @@ class RoundStrategy(Strategy):
         self._left_to_train = []
         figures["dropped"] = left
         self.finish_sum(server_round)
+        for line in self.balance.finish(server_round):
+            self.observer.evaluated(line)
         loss = float(np.average(figures["losses"], weights=figures["weights"]))
         return self.arrays(), MetricRecord(
             {"train-loss": loss, records.NUM_EXAMPLES: sum(figures["weights"])}
@@ -241,17 +202,23 @@ class RoundStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Messages that ask every client to evaluate the global model on its own held-out rows."""
+        """Messages that ask every client to evaluate a model on its own held-out rows.
+
+        It is the global model, or the backbone alone (``plain``). With ``tuning`` (``tune-steps``, ``learning-rate``)
+        each client trains it before, for itself.
+        """
         body, parts = self.broadcast(server_round, train=False)
+        if self.plain:
+            parts = {}
         body |= {
             **self._common(server_round),
+            **self.tuning,
             "splits": list(self.evaluated_splits),
             "template": self.template,
         }
-        content = records.instruction({}, parts, self.config.wire.downlink)
         self._sent = messages_for(
             self.hosting,
-            content,
+            self._content(parts),
             body,
             message_type=records.EVALUATE,
             partition_ids=self.evaluated_ids,
@@ -264,11 +231,11 @@ class RoundStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Sum the clients' sums; clients that did not answer are named and left out."""
-        tallies = {split: Tally() for split in self.evaluated_splits}
-        own_accuracy = []
+        tallies = {split: SplitTally() for split in self.evaluated_splits}
         for reply in by_client(self._sent, replies):
             try:
-                splits = _checked_sums(reply, self.evaluated_splits)
+                splits = checked_splits(reply, self.evaluated_splits)
+                groups = checked_groups(reply, self.evaluated_splits)
             except WireError as error:
                 self.observer.failure(server_round, reply.partition_id, f"evaluation: {error}")
                 continue
@@ -277,20 +244,18 @@ class RoundStrategy(Strategy):
                 "round": server_round,
                 "partition_id": reply.partition_id,
             }
+            self.heard(reply)
             for split, sums in splits.items():
-                tallies[split].add(sums)
+                tallies[split].add(sums, groups[split])
                 self.observer.evaluated({**record, "split": split, **sums})
-            test = splits.get("test", {})
-            if test.get("total") and self.task_kind == "classification":
-                own_accuracy.append(test["correct"] / test["total"])
-        found = tallies["test"].figures(self.task_kind) if "test" in tallies else {}
-        if "validation" in tallies:
-            found |= {
-                f"validation_{k}": v
-                for k, v in tallies["validation"].figures(self.task_kind).items()
-            }
-        if own_accuracy:
-            found["worst_client_accuracy"] = min(own_accuracy)
+        found: dict[str, float] = {}
+        for split, tally in tallies.items():
+            prefix = "" if split == "test" else f"{split}_"
+            figures = tally.figures(self.task_kind)
+            found |= {f"{prefix}{name}": value for name, value in figures.items()}
+            for name, whole in sorted(tally.groups.items()):
+                self.observer.evaluated({"kind": "group", "round": server_round, "split": split,
+                                         "group": name, **asdict(whole)})  # fmt: skip
         return MetricRecord(dict(found)) if found else None
 
     # The loop ----------------------------------------------------------------------------------------------------
@@ -329,6 +294,7 @@ class RoundStrategy(Strategy):
         first = 1
         if resume_from is not None:
             self.restore(resume_from)
+            self.balance.restore(resume_from.state["balance"])
             first = resume_from.server_round + 1
         else:
             self._complete(grid, 0, seconds, rounds, result, {})
@@ -397,8 +363,25 @@ class RoundStrategy(Strategy):
             record["evaluate_seconds"] = time.monotonic() - began
         self.observer.finished(
             {"kind": "round", "round": server_round, "rounds": rounds, **record},
-            self.checkpoint(server_round),
+            self._saved(server_round),
         )
+
+    def _saved(self, server_round: int) -> Checkpointed:
+        """The method's checkpoint, with the multipliers of its groups."""
+        saved = self.checkpoint(server_round)
+        return replace(saved, state={**saved.state, "balance": self.balance.state()})
+
+    def _content(self, parts: dict[str, np.ndarray]) -> Callable[[Sequence[int]], RecordDict]:
+        """Arrays for the clients of a message; encoded once where all messages have the same."""
+        whole = records.instruction({}, parts, self.config.wire.downlink)
+
+        def chosen(partition_ids: Sequence[int]) -> RecordDict:
+            needed = self.parts_for(partition_ids, parts)
+            if needed is parts:
+                return whole
+            return records.instruction({}, needed, self.config.wire.downlink)
+
+        return chosen
 
     def _common(self, server_round: int) -> dict[str, Any]:
         return {
@@ -406,25 +389,3 @@ class RoundStrategy(Strategy):
             "fingerprint": self.config.fingerprint(),
             "server-round": server_round,
         }
-
-
-def _checked_sums(reply: ClientReply, wanted: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A client's evaluation sums by split, each of them a number.
-
-    Raises:
-        WireError: The client did not answer, or a sum is absent or not finite.
-    """
-    if reply.error:
-        raise WireError(reply.error)
-    client = f"client {reply.partition_id}"
-    splits: Any = reply.info.get("splits")
-    right = isinstance(splits, dict) and set(splits) == set(wanted)
-    if not right or not all(isinstance(sums, dict) for sums in splits.values()):
-        raise WireError(f"{client}: expected the splits {', '.join(wanted)}, got {splits!r:.60}")
-    return {
-        split: {
-            name: checked_number(client, splits[split], name, whole=name != "loss_sum")
-            for name in Tally.__dataclass_fields__
-        }
-        for split in wanted
-    }

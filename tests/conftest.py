@@ -30,8 +30,9 @@ from fedllm_flwr.loopback import LoopbackGrid
 from fedllm_flwr.runs import checkpoints
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.progress import Progress
-from strategies import Hosting, RoundStrategy, build_strategy
-from strategies.rounds import Checkpointed
+from strategies import FedPrompt, Hosting, RoundStrategy, build_strategy
+from strategies.fedprompt import first_parts
+from strategies.observer import Checkpointed
 
 
 @pytest.fixture(autouse=True)
@@ -56,18 +57,28 @@ def smoke(tmp_path: Path) -> Callable[..., RunConfig]:
 MICRO = (
     "experiment=smoke", "task.train_rows=36", "task.validation_rows=12", "task.test_rows=12",
     "partition=quantity_skew", "partition.num_clients=4", "partition.min_train_rows=2",
-    "method.rank=4", "method.alpha=8", "method.target_modules=[q_proj,v_proj]",
     "optimizer.learning_rate=0.02", "client.batch_size=4", "client.local_epochs=0", "client.local_steps=2",
     "runtime.cohort_tokens=0", "runtime.node_wait_seconds=5", "strategy.max_retries=0", "baselines=none",
     "num_rounds=3", "evaluate_every=3",
 )  # fmt: skip
 """Four clients of different sizes, two steps each, one after the other: about 0.2 CPU seconds a round."""
 
+MICRO_METHODS = {
+    "fedlora": ("method.rank=4", "method.alpha=8", "method.target_modules=[q_proj,v_proj]"),
+    "fedprompt": ("strategy=prompt_mean", "method.length=3"),
+}
+"""The smallest of each method."""
+
 
 @pytest.fixture(scope="session")
 def micro() -> Callable[..., RunConfig]:
     """The smallest run that has everything; its ``out_dir`` is for the caller to choose."""
-    return cache(lambda *overrides: compose_run([*MICRO, *overrides]).config)
+
+    def composed(*overrides: str) -> RunConfig:
+        named = [o.removeprefix("method=") for o in overrides if o.startswith("method=")]
+        return compose_run([*MICRO, *MICRO_METHODS[(named or ["fedlora"])[0]], *overrides]).config
+
+    return cache(composed)
 
 
 Tamper = Callable[[list[Message], list[Message]], list[Message]]
@@ -173,6 +184,17 @@ class Played:
         carried = dense(model.delta[layer]) if layer in model.delta else 0.0
         return dense(product_of(model.factors[layer])) + carried
 
+    @property
+    def effects(self) -> dict[str, np.ndarray]:
+        """What training has changed: the update of each layer, or the way that each part of a prompt has gone."""
+        if isinstance(self.strategy, FedPrompt):
+            start = first_parts(self.strategy.config)
+            return {
+                name: values - start[name.partition("/")[0]]
+                for name, values in self.strategy.parts.items()
+            }
+        return {layer: self.product(layer) for layer in self.strategy.model.factors}
+
 
 @pytest.fixture(scope="session")
 def play(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Played]:
@@ -195,8 +217,9 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Played]:
             splits: What the clients evaluate; by default nothing.
             flower: Use Flower's own loop instead of the strategy's.
         """
-        grid = grid or EdgeGrid(config.runtime.num_nodes)
         run = open_or_create(config, folder or tmp_path_factory.mktemp("run") / "run")
+        facts = {"state-path": str(run.path / "clients")}
+        grid = grid or EdgeGrid(config.runtime.num_nodes, node_config=facts)
         journal = Journal(run, config, Progress(StringIO()))
         saved = checkpoints.latest(run.checkpoints)
         journal.resume(saved.server_round if saved else -1)

@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 
 import clients
 from fedllm_flwr import client_app, records
-from fedllm_flwr.config import METHODS
+from fedllm_flwr.settings.methods import METHODS
 
 Fixture = Callable[..., Any]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fedllm_flwr import core, records
 from fedllm_flwr.comparison import (
     add_baselines,
     best_learning_rate,
@@ -206,3 +207,69 @@ def test_a_users_file_decides_the_kind_by_its_columns(micro: Fixture, tmp_path: 
         assert task_kind(micro(*OWN, f"task.loss={loss}", "runtime=deployment")) == kind
     assert task_kind(micro()) == "classification"
     assert task_kind(micro("task=headlines", "task.loss=vocabulary")) == "instruction"
+
+
+# Prompts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prompted(
+    micro: Callable[..., Any],
+    edge_grid: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Any:
+    """A run of prompts with every baseline."""
+    folder = tmp_path_factory.mktemp("prompted") / "run"
+    config = micro("method=fedprompt", "method.personal_length=2", "fairness.groups=data", "num_rounds=1",
+                   "baselines=all", "baselines.templates=true", "baselines.local_tuning=true",
+                   "baselines.local_tuning_steps=12", "baselines.learning_rates=[0.001,0.1]",
+                   "task.test_rows=80", "task.validation_rows=40")  # fmt: skip
+    grid = edge_grid()
+    summary = core.run(grid, config, folder)
+    return grid, summary, RunDirectory.open(folder)
+
+
+def test_prompts_have_every_baseline_with_figures_of_clients_and_groups(prompted: Any) -> None:
+    _, summary, run = prompted
+    found = {record["name"]: record for record in run.records("baseline")}
+    assert set(found) == {
+        "majority", "bag_of_words", "zero_shot", "template_topic", "template_about", "local_only", "centralised",
+        "local_tuning",
+    }  # fmt: skip
+    for name in set(found) - {"majority", "bag_of_words"}:
+        assert {"accuracy", "worst_decile_accuracy", "worst_group_accuracy"} <= set(found[name]), (
+            name
+        )
+    assert summary["worst_group_accuracy"] <= summary["accuracy"]
+    assert {"local_tuning_worst_group_accuracy", "local_accuracy"} <= set(summary)
+
+
+def test_each_trained_baseline_has_a_rate_of_its_own(prompted: Any) -> None:
+    _, summary, run = prompted
+    tried: dict[str, dict[float, float]] = {}
+    for record in run.records("tuning"):
+        tried.setdefault(record["name"], {})[record["learning_rate"]] = record["score"]
+    assert set(tried) == {"federated", "local_only", "centralised"}
+    for name, scores in tried.items():
+        assert set(scores) == {0.001, 0.1}, name
+    assert summary["learning_rate"] == max(tried["federated"], key=lambda r: tried["federated"][r])
+
+
+def test_the_zero_shot_prompt_is_one_of_the_hard_prompts(prompted: Any) -> None:
+    _, _, run = prompted
+    found = {record["name"]: record for record in run.records("baseline")}
+    chosen = found["zero_shot"]["detail"].removeprefix("template ").split(",")[0]
+    assert found["zero_shot"]["accuracy"] == found[f"template_{chosen}"]["accuracy"]
+    assert found["zero_shot"]["loss"] == found[f"template_{chosen}"]["loss"]
+
+
+def test_tuning_by_each_client_sends_no_adapter_back(prompted: Any) -> None:
+    grid, _, _ = prompted
+    bodies = [(records.read_body(m), m) for m in grid.sent if m.metadata.message_type == "evaluate"]
+    tuned = [m for body, m in bodies if "tune-steps" in body]
+    assert len(tuned) == 2 * 3, (
+        "two nodes: two rates on validation rows, then the better on test rows"
+    )
+    asked = {m.metadata.message_id for m in tuned}
+    replies = [r for r in grid.replies if r.metadata.reply_to_message_id in asked]
+    assert all("arrays" not in r.content for r in replies)

@@ -15,15 +15,17 @@ from flwr.app import Error, Message
 from fedllm_flwr import core, records
 from fedllm_flwr.averaging import dense, product_of
 from fedllm_flwr.config import run_config
-from fedllm_flwr.errors import ConfigError, DataError, RunStoppedError
+from fedllm_flwr.errors import ConfigError, RunStoppedError
 from fedllm_flwr.models.export import import_peft
+from fedllm_flwr.models.shapes import layer_shapes
 from fedllm_flwr.runs import checkpoints
 from fedllm_flwr.runs.directory import RunDirectory
 
 Fixture = Callable[..., Any]
 SUMMARY = {
     "experiment", "method", "num_clients", "num_rounds", "accuracy", "majority_accuracy", "zero_shot_accuracy",
-    "worst_client_accuracy", "loss", "uplink_bytes", "downlink_bytes", "seconds", "adapter_sha256", "fingerprint",
+    "worst_client_accuracy", "worst_decile_accuracy", "mean_client_accuracy", "loss",
+    "uplink_bytes", "downlink_bytes", "seconds", "adapter_sha256", "fingerprint",
     "resumed_rounds", "dropped_replies", "local_accuracy", "central_accuracy", "bag_of_words_accuracy",
 }  # fmt: skip
 """Keys that programs rely on in a run with all baselines."""
@@ -128,7 +130,7 @@ def test_the_exported_adapter_is_the_whole_update(finished: Ran) -> None:
     _, factors = import_peft(finished.out_dir / "adapter")
     saved = checkpoints.latest(finished.directory.checkpoints)
     assert saved is not None
-    shapes = core.layer_shapes(finished.config.model.ref(""), finished.config.method.target_modules)
+    shapes = layer_shapes(finished.config.model.ref(""), finished.config.method.target_modules)
     delta = records.unpack_delta(saved.arrays["delta"], saved.state["delta_ranks"], shapes)
     for name, layer in factors.items():
         assert layer.rank == finished.config.method.rank + delta[name].rank
@@ -266,50 +268,6 @@ def test_rows_of_prompts_and_answers_have_bits_per_character(
     assert ran.summary["loss"] < ran.summary["zero_shot_loss"]
     assert 0 < ran.summary["bits_per_character"] < ran.summary["zero_shot_bits_per_character"]
     assert ran.summary["dropped_replies"] == 0
-
-
-# Before anything starts ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("overrides", "error", "match"),
-    [
-        (
-            ["method.rank=33"],
-            ConfigError,
-            "method.rank: expected at most 32, the width of layer .*v_proj, got 33",
-        ),
-        (["method.client_ranks=[4,64]"], ConfigError, "expected at most 32, .*, got 64"),
-        (["runtime.device=cuda:3"], ConfigError, "device 'cuda:3' is not present"),
-        (
-            ["partition.num_clients=40", "partition=iid"],
-            ConfigError,
-            "40 clients .* 36 training rows",
-        ),
-        (["method.target_modules=[nowhere]"], ConfigError, "nowhere"),
-        (["task.template=poem"], ConfigError, "unknown template 'poem'"),
-        (["task=csv", "task.train_rows=0"], ConfigError, "data_path"),
-        (["task=csv", "runtime.data_path=absent.csv"], DataError, "absent.csv"),
-    ],
-)
-def test_preflight_finds_what_is_wrong_and_writes_nothing(
-    overrides: list[str], error: type[Exception], match: str, micro: Fixture, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(error, match=match) as caught:
-        core.preflight(micro(*overrides))
-    assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_preflight_lets_a_good_run_through(micro: Fixture) -> None:
-    core.preflight(micro())
-
-
-def test_the_data_of_a_deployment_is_on_its_nodes(micro: Fixture) -> None:
-    deployed = micro("task=csv", "task.train_rows=0", "runtime=deployment")
-    core.preflight(deployed)
 
 
 def test_the_default_directory_names_experiment_and_time(micro: Fixture) -> None:

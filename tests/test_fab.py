@@ -55,7 +55,7 @@ def test_a_file_that_the_whitelist_misses_is_found(checkout: Path, folder: Path)
     settings = checkout / "pyproject.toml"
     settings.write_text(settings.read_text().replace('    "/strategies/**/*.py",\n', ""))
     with pytest.raises(
-        fab.FabError, match=r"lacks strategies/__init__\.py, strategies/baselines\.py"
+        fab.FabError, match=r"lacks strategies/__init__\.py, strategies/balance\.py"
     ):
         fab.bundle(checkout, folder)
 

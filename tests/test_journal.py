@@ -12,7 +12,7 @@ from fedllm_flwr.journal import Journal, peak_memory_bytes, selection_score
 from fedllm_flwr.runs import checkpoints
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.progress import Progress
-from strategies.rounds import Checkpointed
+from strategies.observer import Checkpointed
 
 Fixture = Callable[..., Any]
 

@@ -16,9 +16,9 @@ import pytest
 from flwr.common.config import parse_config_args
 
 from fedllm_flwr import launch
-from fedllm_flwr.config import DATA_PATH_VARIABLE
 from fedllm_flwr.errors import ConfigError, RunStoppedError
 from fedllm_flwr.runs.directory import RunDirectory
+from fedllm_flwr.settings.runtime import DATA_PATH_VARIABLE
 
 Fixture = Callable[..., Any]
 SCRIPT = """#!/bin/sh

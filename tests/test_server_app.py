@@ -8,9 +8,9 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import ServerApp
 
 from fedllm_flwr import server_app
-from fedllm_flwr.config import DATA_PATH_VARIABLE
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.runs.directory import RunDirectory
+from fedllm_flwr.settings.runtime import DATA_PATH_VARIABLE
 
 Fixture = Callable[..., Any]
 SMALL = ("runtime.cohort_tokens=0", "baselines=none", "num_rounds=1", "task.train_rows=16", "task.test_rows=8",

@@ -76,13 +76,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """The test rows of one group of clients, in the round that is reported."""
+    """The test rows of one group, in the round that is reported, and the multiplier that training ended with."""
 
     group: str
     test_rows: int
     accuracy: float | None
     interval: Interval | None
     loss: float | None
+    multiplier: float | None = None
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,9 @@ def spread(rows: list[ClientRow], figure: str) -> Spread | None:
 def group_rows(snapshot: Snapshot) -> list[GroupRow]:
     """One row per group, by name; empty when rows carry no groups."""
     sums = _test_sums(snapshot, "group")
+    multipliers = {r["group"]: r["multiplier"] for r in snapshot.of("multiplier")}
     return [
-        GroupRow(str(group), s.total, s.accuracy, s.interval, s.loss)
+        GroupRow(str(group), s.total, s.accuracy, s.interval, s.loss, multipliers.get(group))
         for group, s in sorted(sums.items(), key=lambda item: str(item[0]))
     ]
 
@@ -213,9 +215,9 @@ class _Sums:
 
 
 def _test_sums(snapshot: Snapshot, key: str) -> dict[int, _Sums]:
-    """Sums of the reported round's test evaluations that carry a key, by its value."""
+    """Sums of the reported round's test evaluations that carry a key (a client, or a group), by its value."""
     sums: dict[int, _Sums] = defaultdict(_Sums)
-    for record in snapshot.of("evaluation"):
+    for record in snapshot.of("group" if key == "group" else "evaluation"):
         if (
             record.get("split") != "test"
             or record.get("round") != snapshot.reported_round

@@ -14,6 +14,7 @@ LEVEL_COLORS = {
     "zero_shot": "sand",
     "local_only": "violet",
     "centralised": "green",
+    "local_tuning": "ink",
 }
 
 

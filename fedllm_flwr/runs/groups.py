@@ -16,6 +16,8 @@ from fedllm_flwr.runs.units import human_figure
 QUALITIES = (
     "accuracy",
     "worst_client_accuracy",
+    "worst_decile_accuracy",
+    "worst_group_accuracy",
     "validation_accuracy",
     "bits_per_character",
     "loss",

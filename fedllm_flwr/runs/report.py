@@ -18,6 +18,7 @@ from fedllm_flwr.runs.results import (
     headline,
     main_metric,
     result_rows,
+    worst_columns,
 )
 from fedllm_flwr.runs.snapshot import Snapshot, flatten
 from fedllm_flwr.runs.units import human_bytes, human_figure, human_seconds
@@ -91,15 +92,15 @@ def _result_table(results: list[Result]) -> str:
     if not results:
         return page.paragraph("Nothing was evaluated yet.")
     shown = [m for m in METRICS if any(row.value(m) is not None for row in results)]
-    has_worst = any(row.worst_client_accuracy is not None for row in results)
-    header = ["", *(METRICS[m] for m in shown), *(["worst client"] if has_worst else []), "how"]
+    worst_shown = worst_columns(results)
+    header = ["", *(METRICS[m] for m in shown), *worst_shown.values(), "how"]
     rows: list[list[str | Cell]] = []
     for row in results:
         figures = [
             Cell(human_figure(row.value(m)), _range(row.interval) if m == "accuracy" else "")
             for m in shown
         ]
-        worst = [human_figure(row.worst_client_accuracy)] if has_worst else []
+        worst = [human_figure(getattr(row, name)) for name in worst_shown]
         rows.append([row.label, *figures, *worst, row.detail])
     has_interval = any(row.interval for row in results)
     caption = "Test figures" + (
@@ -128,6 +129,7 @@ def _round_table(snapshot: Snapshot) -> str:
         "accuracy": "accuracy",
         "validation_accuracy": "validation accuracy",
         "worst_client_accuracy": "worst client",
+        "worst_group_accuracy": "worst group",
         "uplink_bytes": "training uplink",
         "downlink_bytes": "training downlink",
         "seconds": "time",
@@ -197,20 +199,20 @@ def _client_table(clients: list[breakdown.ClientRow]) -> str:
 
 
 def _group_table(snapshot: Snapshot) -> str:
+    groups = breakdown.group_rows(snapshot)
+    weighed = any(g.multiplier is not None for g in groups)
     rows: list[list[str | Cell]] = [
         [
             g.group,
             human_figure(g.test_rows),
             Cell(human_figure(g.accuracy), _range(g.interval)),
             human_figure(g.loss),
+            *([human_figure(g.multiplier)] if weighed else []),
         ]
-        for g in breakdown.group_rows(snapshot)
+        for g in groups
     ]
-    return (
-        page.table("Test rows by group", ["group", "test rows", "accuracy", "loss"], rows)
-        if rows
-        else ""
-    )
+    header = ["group", "test rows", "accuracy", "loss", *(["multiplier"] if weighed else [])]
+    return page.table("Test rows by group", header, rows) if rows else ""
 
 
 def _byte_table(snapshot: Snapshot) -> str:

@@ -11,14 +11,24 @@ BASELINES = {
     "zero_shot": "Zero-shot base model",
     "local_only": "Local-only training",
     "centralised": "Centralised training",
+    "local_tuning": "Federated, then tuned by each client",
 }
+TEMPLATE = "template_"
+"""Begins the names of the baselines that are hard prompts alone."""
 SENTENCE_NAMES = {
     "majority": "the majority class",
     "bag_of_words": "the bag of words",
     "zero_shot": "the zero-shot base model",
     "local_only": "local-only training",
     "centralised": "centralised training",
+    "local_tuning": "the same, tuned by each client",
 }
+WORST = {
+    "worst_client_accuracy": "worst client",
+    "worst_decile_accuracy": "worst decile",
+    "worst_group_accuracy": "worst group",
+}
+"""Accuracies of those that are served worst: a client, the mean of the worst tenth of clients, a group of rows."""
 METRICS = {
     "accuracy": "accuracy",
     "bits_per_character": "bits per character",
@@ -41,6 +51,8 @@ class Result:
         loss: Mean test loss in nats.
         bits_per_character: Test loss per character of text, in bits.
         worst_client_accuracy: The lowest accuracy of any client.
+        worst_decile_accuracy: Mean over the tenth of the clients with the lowest accuracies, at least one.
+        worst_group_accuracy: The lowest accuracy of any group with enough rows.
         detail: How the row was made.
     """
 
@@ -51,6 +63,8 @@ class Result:
     loss: float | None = None
     bits_per_character: float | None = None
     worst_client_accuracy: float | None = None
+    worst_decile_accuracy: float | None = None
+    worst_group_accuracy: float | None = None
     detail: str = ""
 
     def value(self, metric: str) -> float | None:
@@ -71,6 +85,17 @@ def result_rows(snapshot: Snapshot) -> list[Result]:
     rows = [_baseline(latest[name], total) for name in order if name in latest]
     federated = _federated(snapshot)
     return [*rows, federated] if federated else rows
+
+
+def worst_columns(rows: list[Result]) -> dict[str, str]:
+    """Which of ``WORST`` a table shows: those with a figure; the decile only where it is not just the worst client."""
+    shown = {
+        name: label for name, label in WORST.items()
+        if any(getattr(row, name) is not None for row in rows)
+    }  # fmt: skip
+    if all(row.worst_decile_accuracy in (None, row.worst_client_accuracy) for row in rows):
+        shown.pop("worst_decile_accuracy", None)
+    return shown
 
 
 def main_metric(rows: list[Result]) -> str:
@@ -124,9 +149,9 @@ def headline(snapshot: Snapshot, rows: list[Result]) -> list[str]:
         )
     others = {row.name: row.value(metric) for row in rows if row.name != FEDERATED}
     compared = [
-        f"{_difference(value, other, metric)} {SENTENCE_NAMES.get(name, name)}"
+        f"{_difference(value, other, metric)} {SENTENCE_NAMES[name]}"
         for name, other in others.items()
-        if other is not None and name != "bag_of_words"
+        if other is not None and name in SENTENCE_NAMES and name != "bag_of_words"
     ]
     if compared:
         sentences.append(f"That is {_joined(compared)}.")
@@ -147,7 +172,7 @@ def _federated(snapshot: Snapshot) -> Result | None:
     )
     figures = {
         name: snapshot.summary.get(name, reported.get(name))
-        for name in ("accuracy", "loss", "bits_per_character", "worst_client_accuracy")
+        for name in ("accuracy", "loss", "bits_per_character", *WORST)
     }
     if figures["accuracy"] is None and figures["loss"] is None:
         return None
@@ -177,14 +202,20 @@ def _baseline(record: Record, total: int) -> Result:
     parts += [str(record["detail"])] if record.get("detail") else []
     return Result(
         name=record["name"],
-        label=BASELINES.get(record["name"], str(record["name"])),
+        label=_label(record["name"]),
         accuracy=accuracy,
         interval=wilson_interval(correct, total) if counted else None,
         loss=record.get("loss"),
         bits_per_character=record.get("bits_per_character"),
-        worst_client_accuracy=record.get("worst_client_accuracy"),
         detail="; ".join(parts),
+        **{name: record.get(name) for name in WORST},
     )
+
+
+def _label(name: str) -> str:
+    if name.startswith(TEMPLATE):
+        return f"Base model, prompt {name.removeprefix(TEMPLATE)}"
+    return BASELINES.get(name, name)
 
 
 def _reached(snapshot: Snapshot, federated: Result, metric: str) -> str:

@@ -6,7 +6,14 @@ from rich.table import Table
 from rich.text import Text
 
 from fedllm_flwr.runs.directory import RunDirectory
-from fedllm_flwr.runs.results import FEDERATED, METRICS, Result, headline, result_rows
+from fedllm_flwr.runs.results import (
+    FEDERATED,
+    METRICS,
+    Result,
+    headline,
+    result_rows,
+    worst_columns,
+)
 from fedllm_flwr.runs.snapshot import Snapshot
 from fedllm_flwr.runs.units import human_figure
 
@@ -45,7 +52,8 @@ def render_result_table(run: RunDirectory, console: Console | None = None) -> st
 def _columns(rows: list[Result]) -> dict[str, list[str]]:
     """The cells of each column in which any row has a figure; the interval stands beside its accuracy."""
     columns = {METRICS[metric]: [row.value(metric) for row in rows] for metric in METRICS}
-    columns["worst client"] = [row.worst_client_accuracy for row in rows]
+    for name, label in worst_columns(rows).items():
+        columns[label] = [getattr(row, name) for row in rows]
     shown = {}
     for name, values in columns.items():
         if any(value is not None for value in values):

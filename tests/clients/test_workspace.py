@@ -8,9 +8,9 @@ from flwr.app import Context, Message, RecordDict
 
 from clients.workspace import open_workspace, read
 from fedllm_flwr import records
-from fedllm_flwr.config import DATA_PATH_VARIABLE
 from fedllm_flwr.core import whole_json
 from fedllm_flwr.errors import ConfigError, DataError, WireError
+from fedllm_flwr.settings.runtime import DATA_PATH_VARIABLE
 
 Fixture = Callable[..., Any]
 

@@ -12,13 +12,16 @@ from omegaconf import OmegaConf
 
 from fedllm_flwr import config as typed
 from fedllm_flwr.compose import CONF, compose_run
-from fedllm_flwr.config import RunConfig, TaskConfig
+from fedllm_flwr.config import RunConfig
 from fedllm_flwr.models.catalog import MODELS
+from fedllm_flwr.settings.adaptation import TaskConfig
+from fedllm_flwr.settings.methods import METHODS
 from fedllm_flwr.tasks.base import TaskOptions
 from fedllm_flwr.tasks.catalog import TASKS
 from fedllm_flwr.tasks.dealing import SCHEMES
 
 GROUPS = {f.name: f.type for f in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(f.type)}
+GROUPS["method"] = METHODS["fedlora"]
 LEAVES = sorted(p for p in CONF.glob("*/*.yaml") if p.parent.name != "experiment")
 EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 NEEDED = {
@@ -26,8 +29,16 @@ NEEDED = {
     ("partition", "natural"): ["partition.num_clients=2"],
     ("task", "headlines"): ["partition=iid"],
     ("task", "csv"): ["task.loss=labels"],
+    ("method", "fedprompt"): ["strategy=prompt_mean"],
+    ("strategy", "prompt_mean"): ["method=fedprompt"],
+    ("fairness", "q_ffl"): ["method=fedprompt", "strategy=prompt_mean"],
 }
 """What a leaf leaves to the user."""
+
+
+def typed_by(leaf: Path) -> Any:
+    """The dataclass of a leaf; methods have one each."""
+    return METHODS[leaf.stem] if leaf.parent.name == "method" else GROUPS[leaf.parent.name]
 
 
 def name_of(path: Path) -> str:
@@ -48,7 +59,7 @@ def test_every_group_is_a_dataclass_and_every_dataclass_is_a_group() -> None:
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=name_of)
 def test_a_leaf_names_fields_of_its_dataclass_and_itself(leaf: Path) -> None:
-    fields = {field.name for field in dataclasses.fields(GROUPS[leaf.parent.name])}
+    fields = {field.name for field in dataclasses.fields(typed_by(leaf))}
     keys = set(read(leaf))
     assert keys <= fields, f"unknown: {keys - fields}"
     if "name" in fields:
@@ -59,9 +70,9 @@ def test_a_leaf_names_fields_of_its_dataclass_and_itself(leaf: Path) -> None:
     "group", [g for g in GROUPS if g not in ("task", "partition", "optimizer", "runtime")]
 )
 def test_a_leaf_lists_every_field_where_all_leaves_read_the_same_ones(group: str) -> None:
-    fields = {field.name for field in dataclasses.fields(GROUPS[group])}
     for leaf in LEAVES:
         if leaf.parent.name == group:
+            fields = {field.name for field in dataclasses.fields(typed_by(leaf))}
             assert set(read(leaf)) == fields, name_of(leaf)
 
 
@@ -94,9 +105,12 @@ EXPERIMENT_SETS = {("partition", "num_clients"), ("runtime", "dtype")}
 """What the smoke experiment changes in a group's defaults."""
 
 
-def test_defaults_of_a_leaf_are_those_of_its_dataclass_unless_it_says_otherwise() -> None:
-    found = read(CONF / "method" / "fedlora.yaml")
-    for field in dataclasses.fields(GROUPS["method"]):
+@pytest.mark.parametrize("method", METHODS)
+def test_defaults_of_a_leaf_are_those_of_its_dataclass_unless_it_says_otherwise(
+    method: str,
+) -> None:
+    found = read(CONF / "method" / f"{method}.yaml")
+    for field in dataclasses.fields(METHODS[method]):
         if field.default is not dataclasses.MISSING:
             default = list(field.default) if isinstance(field.default, tuple) else field.default
             assert found[field.name] == default, field.name
@@ -104,7 +118,7 @@ def test_defaults_of_a_leaf_are_those_of_its_dataclass_unless_it_says_otherwise(
 
 @pytest.mark.parametrize(
     ("group", "table"),
-    [("model", MODELS), ("task", TASKS), ("partition", SCHEMES), ("method", typed.METHODS)],
+    [("model", MODELS), ("task", TASKS), ("partition", SCHEMES), ("method", METHODS)],
 )
 def test_a_table_and_its_group_offer_the_same_names(group: str, table: dict[str, Any]) -> None:
     assert {leaf.stem for leaf in LEAVES if leaf.parent.name == group} == set(table)

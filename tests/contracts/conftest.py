@@ -20,12 +20,23 @@ CASES: dict[str, tuple[str, ...]] = {
     "svd_mixed": ("strategy=svd", *MIXED),
     "b_only_mixed": ("method.sharing=b_only", *MIXED),
     "alternating_mixed": ("method.sharing=alternating", *MIXED),
-}
+    "prompt": ("method=fedprompt",),
+    "prompt_personal": (
+        "method=fedprompt", "method.personal_length=2", "method.local_training=alternating",
+    ),
+    "prompt_cluster": ("method=fedprompt", "method.cluster_length=2", "fairness=bounded_loss",
+                       "strategy.server_optimizer=fedadam", "strategy.server_learning_rate=0.01"),
+}  # fmt: skip
 """Overrides of the ``micro`` run, by case. Every rule, sharing and kind of server state; mixed ranks and alphas."""
 
 FURTHER: dict[str, tuple[str, ...]] = {
     "b_only": ("method.sharing=b_only",),
     "alternating": ("method.sharing=alternating",),
+    "prompt_before": ("method=fedprompt", "method.placement=before", "method.start=random"),
+    "prompt_q_ffl": ("method=fedprompt", "fairness=q_ffl"),
+    "prompt_group_dro": ("method=fedprompt", "fairness=group_dro"),
+    "prompt_own_starts": ("method=fedprompt", "method.common_start=false"),
+    "lora_accuracy_gap": ("fairness=accuracy_gap", "fairness.groups=label"),
     "fedavgm": ("strategy.server_optimizer=fedavgm",),
     "fedyogi": ("strategy.server_optimizer=fedyogi", "strategy.server_learning_rate=0.01"),
     "fedadagrad": ("strategy.server_optimizer=fedadagrad", "strategy.server_learning_rate=0.01"),

@@ -59,22 +59,25 @@ def test_clients_are_deterministic_and_leave_the_backbone_bit_equal(
     grid = edge_grid()
     first = [content(r) for r in grid.send_and_receive(asked(case))]
     assert state(config) == before
-    backwards = [content(r) for r in edge_grid().send_and_receive(asked(case)[::-1])]
-    assert backwards[::-1] == first
+    # a client that has trained evaluates with its own prompt, so there the order of messages matters
+    order = 1 if case == "prompt_personal" else -1
+    again = [content(r) for r in edge_grid().send_and_receive(asked(case)[::order])]
+    assert again[::order] == first
     assert {len(body["clients"]) for body, _ in first} == {2}
     trained = [data for _, data in first if data]
     assert len(trained) == 2
     assert trained[0] != trained[1]
 
 
-def test_clients_keep_no_state_between_messages(
+def test_a_message_that_comes_twice_is_answered_alike_and_only_personal_prompts_are_kept(
     case: str, asked: Fixture, edge_grid: Fixture
 ) -> None:
     grid = edge_grid()
     train = [m for m in asked(case) if m.metadata.message_type == records.TRAIN]
     again = [content(r) for _ in range(2) for r in grid.send_and_receive(train)]
     assert again[: len(train)] == again[len(train) :]
-    assert all(len(context.state) == 0 for context in grid.contexts.values())
+    kept = sorted(name.partition("/")[0] for c in grid.contexts.values() for name in c.state)
+    assert kept == (["personal"] * 4 + ["personal-of"] * 4 if case == "prompt_personal" else [])
 
 
 def error_of(grid: Any, message: Message) -> str:

@@ -24,16 +24,17 @@ def test_hosting_waves_and_order_of_replies_do_not_matter(
     )
 
 
-@pytest.mark.parametrize("which", ["factor_mean", "stack", "residual", "svd", "fedadam", "diloco"])
+@pytest.mark.parametrize(
+    "which",
+    ["factor_mean", "stack", "residual", "svd", "fedadam", "diloco", "prompt", "prompt_personal"],
+)
 def test_batched_training_agrees_to_rounding(
     which: str, configured: Fixture, play: Fixture, undisturbed: Fixture
 ) -> None:
     batched = play(configured(which, "runtime.num_nodes=1", "runtime.cohort_tokens=4096"))
-    for layer in undisturbed(which).strategy.model.factors:
+    for name, effect in undisturbed(which).effects.items():
         # float32 sums in another order; Adam's division by small second moments makes 1e-7 of it about 1e-4
-        np.testing.assert_allclose(
-            batched.product(layer), undisturbed(which).product(layer), rtol=0, atol=2e-4
-        )
+        np.testing.assert_allclose(batched.effects[name], effect, rtol=0, atol=2e-4)
 
 
 def test_every_checkpoint_leads_to_the_same_end(
@@ -77,7 +78,4 @@ def test_hooks_return_lists(case: str, undisturbed: Fixture) -> None:
 def test_training_moves_the_model(case: str, undisturbed: Fixture) -> None:
     losses = [r["train_loss"] for r in undisturbed(case).run.records("round") if r["round"]]
     assert all(math.isfinite(loss) for loss in losses)
-    products = [
-        undisturbed(case).product(layer) for layer in undisturbed(case).strategy.model.factors
-    ]
-    assert max(np.abs(product).max() for product in products) > 1e-4
+    assert max(np.abs(effect).max() for effect in undisturbed(case).effects.values()) > 1e-4

@@ -10,24 +10,32 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
+from clients.personal import PersonalStore
 from clients.workspace import open_workspace
 from fedllm_flwr.core import run, whole_json
 from fedllm_flwr.tasks.catalog import load_task
 
 Fixture = Callable[..., Any]
 RECORD_KEYS = {"package-version", "body", "parts", "codec"}
-COMMON = {"config", "fingerprint", "server-round", "partition-ids", "side-held", "delta-ranks"}
+COMMON = {"config", "fingerprint", "server-round", "partition-ids"}
+LORA = {"side-held", "delta-ranks"}
 DOWN = {
-    "train": COMMON | {"side", "learning-rate"},
+    "train": COMMON | {"learning-rate"},
     "evaluate": COMMON | {"splits", "template"},
     "query.describe": set(),
 }
+OWN_DOWN = {
+    "fedlora": {"train": LORA | {"side"}, "evaluate": LORA},
+    "fedprompt": {"train": set(), "evaluate": set()},
+}
+"""What a method adds to a message's body."""
 UP = {
     "train": {"clients"},
     "evaluate": {"clients"},
     "query.describe": {"partition-id", "num-partitions"},
 }
 CLIENT = {"partition-id", "num-examples", "loss", "steps", "tokens", "cpu-seconds", "error"}
+GROUP = {"loss_sum", "correct", "total"}
 SUMS = {"correct", "total", "loss_sum", "label_tokens", "characters"}
 CARRIES = {"stack": {"delta"}, "residual": {"adapter", "delta"}}
 """Parts that a server may send, by rule; the others send the adapter."""
@@ -43,34 +51,87 @@ def spied(configured: Fixture, play: Fixture) -> Callable[[str], Any]:
     return played
 
 
+def parts_down(config: Any) -> set[str]:
+    """The parts that a server may send under a configuration; clusters count as one."""
+    if config.method.name == "fedprompt":
+        return (
+            {"shared", "cluster", "cluster-start"} if config.method.cluster_length else {"shared"}
+        )
+    return CARRIES.get(config.strategy.name, {"adapter"})
+
+
+def parts_up(config: Any) -> set[str]:
+    """The parts that a client may send."""
+    if config.method.name == "fedprompt":
+        return {"shared", "cluster"} if config.method.cluster_length else {"shared"}
+    return {"adapter"}
+
+
 def test_only_the_listed_records_parts_and_dtypes_cross_the_wire(case: str, spied: Fixture) -> None:
     played = spied(case)
     grid, config = played.grid, played.strategy.config
+    weighs = config.fairness.name != "none"
     seen = set()
     for message in grid.sent:
         kind = message.metadata.message_type
-        parts = checked(message, "instruction", DOWN[kind])
-        allowed = (
-            CARRIES.get(config.strategy.name, {"adapter"}) if kind != "query.describe" else set()
-        )
-        assert set(parts) <= allowed
-        seen |= set(parts)
-    assert seen == CARRIES.get(config.strategy.name, {"adapter"})
+        keys = DOWN[kind] | OWN_DOWN[config.method.name].get(kind, set())
+        keys |= {"group-weights"} if weighs and kind == "train" else set()
+        parts = {name.partition("/")[0] for name in checked(message, "instruction", keys)}
+        assert parts <= (parts_down(config) if kind != "query.describe" else set())
+        seen |= parts
+    assert seen == parts_down(config)
     for reply in grid.replies:
         kind = reply.metadata.message_type
         parts = checked(reply, "answer", UP[kind])
         clients = json.loads(reply.content["answer"]["body"]).get("clients", [])
-        trained = {f"{c['partition-id']}/adapter" for c in clients} if kind == "train" else set()
-        assert set(parts) == trained
+        names = parts_up(config) if kind == "train" else set()
+        assert set(parts) == {f"{c['partition-id']}/{name}" for c in clients for name in names}
         for client in clients:
-            if kind == "train":
-                assert set(client) == CLIENT
-            else:
-                assert set(client) == {"partition-id", "splits"}
-                assert {name: set(sums) for name, sums in client["splits"].items()} == {
-                    "validation": SUMS,
-                    "test": SUMS,
-                }
+            check_client(client, kind, config)
+
+
+def check_client(client: dict[str, Any], kind: str, config: Any) -> None:
+    """What one client says of itself: counts and sums."""
+    clustered = (
+        {"cluster"} if config.method.name == "fedprompt" and config.method.cluster_length else set()
+    )
+    grouped = {"groups"} if config.fairness.name != "none" else set()
+    if kind == "train":
+        assert set(client) == CLIENT | clustered | grouped
+        for sums in client.get("groups", {}).values():
+            assert set(sums) == GROUP
+        return
+    measured = {"groups"} if config.fairness.groups != "none" else set()
+    assert set(client) == {"partition-id", "splits"} | clustered | measured
+    assert {name: set(sums) for name, sums in client["splits"].items()} == {
+        "validation": SUMS,
+        "test": SUMS,
+    }
+    for groups in client.get("groups", {}).values():
+        assert all(set(sums) == SUMS for sums in groups.values())
+
+
+def test_a_personal_prompt_is_in_no_message(
+    configured: Fixture, play: Fixture, wire_bytes: Fixture
+) -> None:
+    played = play(configured("prompt_personal"), splits=("validation", "test"))
+    stores = [
+        PersonalStore(context, played.strategy.config.fingerprint())
+        for context in played.grid.contexts.values()
+    ]
+    own = [stores[p % 2].load(p, before) for p in range(4) for before in (2, 3, 9)]
+    assert all(v is not None for v in own), "each client after rounds 1, 2 and 3"
+    everything = b"".join(
+        wire_bytes(message) for message in (*played.grid.sent, *played.grid.replies)
+    )
+    shared = played.strategy.parts["shared"]
+    last = [m for m in played.grid.sent if m.metadata.message_type == "evaluate"][-1]
+    assert shared[:8].tobytes() in wire_bytes(last), "the search finds what does cross"
+    width = shared.size // played.strategy.config.method.length
+    for values in own:
+        for token in values.reshape(-1, width):
+            for start in range(0, width - 3):
+                assert token[start : start + 4].tobytes() not in everything
 
 
 def checked(message: Message, key: str, body_keys: set[str]) -> dict[str, int]:

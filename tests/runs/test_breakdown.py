@@ -106,7 +106,7 @@ def test_spread_is_ordered(values: list[float]) -> None:
 def test_groups(make_run) -> None:
     run = make_run(rounds=None, finished=False)
     for partition_id, group, correct in ((0, "en", 4), (0, "fr", 1), (1, "en", 2)):
-        run.append({"kind": "evaluation", "round": 1, "partition_id": partition_id, "split": "test", "group": group,
+        run.append({"kind": "group", "round": 1, "partition_id": partition_id, "split": "test", "group": group,
                     "correct": correct, "total": 4, "loss_sum": 2.0})  # fmt: skip
     run.append({"kind": "round", "round": 1, "accuracy": 7 / 12})
     rows = group_rows(Snapshot.read(run))

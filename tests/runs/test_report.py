@@ -143,7 +143,10 @@ def test_an_instruction_task_needs_no_accuracy(tmp_path, read) -> None:
     page = read(run)
     assert "reached 1.125 bits per character after 2 rounds with 1 client." in page.text
     assert page.table("how")[0] == ["", "bits per character", "loss", "how"]
-    assert "Not measured in this run: local-only training, centralised training." in page.text
+    assert (
+        "Not measured in this run: local-only training, centralised training, federated, then tuned by each client."
+        in page.text
+    )
     assert "each counted once" not in page.text  # one client has no spread
     assert column(page.table("CPU time"), "test loss") == ["2.250"]
 
@@ -169,7 +172,10 @@ def test_hostile_text_anywhere_stays_text(tmp_path, read) -> None:
     )
     run.append({"kind": "client", "round": 1, "partition_id": 0, "name": evil})
     run.append({"kind": "evaluation", "round": 1, "partition_id": 0, "split": "test", "correct": 1, "total": 2,
-                "loss_sum": 1.0, "group": evil})  # fmt: skip
+                "loss_sum": 1.0})  # fmt: skip
+    run.append({"kind": "group", "round": 1, "split": "test", "correct": 1, "total": 2, "loss_sum": 1.0,
+                "group": evil})  # fmt: skip
+    run.append({"kind": "multiplier", "round": 1, "group": evil, "multiplier": 0.5})
     run.append(
         {"kind": "bytes", "round": 1, "direction": evil, "message": evil, "bytes": 1, "messages": 1}
     )

@@ -22,13 +22,22 @@ SUMS = {"loss_sum": 2.0, "label_tokens": 4, "characters": 8}
 
 
 def sums(split: str, correct: int, total: int, server_round: int = 1) -> dict[str, Any]:
-    return {"split": split, "correct": correct, "total": total, "round": server_round} | SUMS
+    return {
+        "kind": "evaluation",
+        "split": split,
+        "correct": correct,
+        "total": total,
+        "round": server_round,
+    } | SUMS
 
 
 def test_figures_pool_one_split_and_name_the_worst_client() -> None:
     found = figures([sums("test", 1, 4), sums("test", 4, 4), sums("validation", 0, 9), sums("test", 0, 0)],
                     "test", "classification")  # fmt: skip
-    assert found == {"accuracy": 5 / 8, "loss": 0.5, "worst_client_accuracy": 0.25}
+    assert found == {
+        "accuracy": 5 / 8, "loss": 0.5, "worst_client_accuracy": 0.25, "worst_decile_accuracy": 0.25,
+        "mean_client_accuracy": 0.625,
+    }  # fmt: skip
 
 
 def test_figures_without_labels_have_no_accuracy() -> None:

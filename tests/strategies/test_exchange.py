@@ -40,7 +40,7 @@ def hosting_on(edge_grid: Fixture) -> Callable[[int], Hosting]:
 
 def asking(hosting: Hosting, clients: Iterable[int], wave: int = 4) -> list[Message]:
     content = records.instruction({}, {"adapter": np.ones(5, np.float32)}, "float32")
-    return messages_for(hosting, content, {"x": 1}, message_type="train", partition_ids=list(clients),
+    return messages_for(hosting, lambda _: content, {"x": 1}, message_type="train", partition_ids=list(clients),
                         clients_per_wave=wave, server_round=2)  # fmt: skip
 
 

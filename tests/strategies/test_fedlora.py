@@ -7,13 +7,13 @@ import pytest
 
 from fedllm_flwr import records
 from fedllm_flwr.averaging import SERVER_OPTIMIZERS, dense
-from fedllm_flwr.config import StrategyConfig
 from fedllm_flwr.errors import ShapeError, WireError
 from fedllm_flwr.models.adapters import AdapterLayout, initial_factors
 from fedllm_flwr.seeding import derive_seed
+from fedllm_flwr.settings.federation import StrategyConfig
 from strategies.exchange import ClientReply
 from strategies.fedlora import server_optimizer, trained_side
-from strategies.rounds import Checkpointed
+from strategies.observer import Checkpointed
 
 Fixture = Callable[..., Any]
 

@@ -14,8 +14,8 @@ from fedllm_flwr.tasks.partitions import partition
 from fedllm_flwr.training.evaluate import EvalSums
 from strategies import Hosting, build_strategy
 from strategies.baselines import Recorder
-from strategies.rounds import Tally
 from strategies.sampling import draw_cohort
+from strategies.tally import Tally
 
 Fixture = Callable[..., Any]
 

@@ -1,0 +1,102 @@
+"""What can be wrong with a run that its configuration alone does not show: device, sizes of the model, data, groups."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from fedllm_flwr.config import RunConfig
+from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.models.kernels import choose
+from fedllm_flwr.models.shapes import layer_shapes
+from fedllm_flwr.models.soft import check_window
+from fedllm_flwr.models.tokenizers import load_tokenizer
+from fedllm_flwr.settings.methods import FedPromptConfig
+from fedllm_flwr.tasks.base import Task
+from fedllm_flwr.tasks.catalog import load_task
+from fedllm_flwr.tasks.encode import build_encoder
+from fedllm_flwr.tasks.partitions import ClientRows, partition
+
+
+def preflight(config: RunConfig) -> None:
+    """Find what is wrong with a run before a model loads, a process starts or a file is written.
+
+    Checks the device, the ranks against the layers, the data, and the partition. A deployment's data is on its
+    nodes, so there only the model is checked.
+
+    Raises:
+        ConfigError: One line that says what was expected and what was given.
+    """
+    choose(
+        dtype=config.runtime.dtype, device=config.runtime.device, max_tokens=config.task.max_tokens
+    )
+    _check_method(config)
+    if config.runtime.name != "deployment":
+        task = load_task(config.task.options(config.runtime.data_path), config.seed)
+        if config.task.loss == "labels" and task.kind != "classification":
+            raise ConfigError(
+                f"task.loss=labels and task={config.task.name}: the rows have no labels, use task.loss=vocabulary"
+            )
+        task.template(config.task.template)
+        clients = partition(task, config.partition, config.seed)
+        check_groups(config, task, clients)
+        _check_words(config, task)
+
+
+def _check_method(config: RunConfig) -> None:
+    """Hold what is trained against the model's sizes."""
+    ref, method = config.model.ref(config.runtime.model_path), config.method
+    if isinstance(method, FedPromptConfig):
+        check_window(ref, method.spec().length, config.task.max_tokens)
+        return
+    for shape in layer_shapes(ref, method.target_modules):
+        width = min(shape.in_features, shape.out_features)
+        for rank in (method.rank, *method.client_ranks):
+            if rank > width:
+                raise ConfigError(
+                    f"method.rank: expected at most {width}, the width of layer {shape.name}, got {rank}"
+                )
+
+
+def _check_words(config: RunConfig, task: Task) -> None:
+    """Hold the question and the label words against the model's tokenizer: both must fit, and words must differ."""
+    ref = config.model.ref(config.runtime.model_path)
+    build_encoder(
+        task,
+        load_tokenizer(ref, config.runtime.dtype),
+        template=config.task.template,
+        loss=config.task.loss,
+        max_tokens=config.task.max_tokens,
+    )
+
+
+def check_groups(config: RunConfig, task: Task, clients: Sequence[ClientRows]) -> None:
+    """Hold the groups that a run is fair over, or clustered by, against the rows that the clients hold.
+
+    Raises:
+        ConfigError: The data has no groups, no attribute can be inferred, or a group has no row to train on or to test.
+    """
+    method, chosen = config.method, config.fairness.groups
+    if chosen == "inferred" and task.attribute is None:
+        raise ConfigError(
+            f"fairness.groups=inferred and task={config.task.name}: the task has no attribute to infer, use data, "
+            "label, client or random"
+        )
+    clustered = isinstance(method, FedPromptConfig) and method.cluster_length > 0
+    if chosen != "data" and not clustered:
+        return
+    option = "fairness.groups=data" if chosen == "data" else "method.cluster_length > 0"
+    counts = {split: _group_counts(clients, split) for split in ("train", "test")}
+    if not counts["train"]:
+        raise ConfigError(
+            f"{option} and task={config.task.name}: expected rows with groups, got none"
+        )
+    for split, found in counts.items():
+        for name in sorted(set().union(*counts.values()) - set(found)):
+            raise ConfigError(
+                f"{option} and task={config.task.name}: group {name!r} has no {split} rows, expected at least one"
+            )
+
+
+def _group_counts(clients: Sequence[ClientRows], split: str) -> Counter[str]:
+    return Counter(
+        row.group for client in clients for row in getattr(client, split) if row.group is not None
+    )

@@ -1,0 +1,54 @@
+"""Settings of where a run executes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedllm_flwr.settings.tree import require
+
+DATA_PATH_VARIABLE = "FEDLLM_DATA_PATH"
+MODEL_PATH_VARIABLE = "FEDLLM_MODEL_PATH"
+STATE_PATH_VARIABLE = "FEDLLM_STATE_PATH"
+"""A folder in which a node keeps what its clients must not lose and must not send."""
+NODE_LOCAL_FIELDS = ("data_path", "model_path")
+"""Runtime fields that name files. They reach a node by these environment variables or by its node config, never by a
+message, so that a run cannot point a node at a file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """Where a run executes. Nothing here changes what is computed beyond rounding (``cohort_tokens``, ``dtype``)."""
+
+    name: Literal["loopback", "simulation", "deployment"]
+    num_nodes: int = 2
+    workers: int = 2
+    threads: int = 1
+    gpus_per_worker: float = 0.0
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    cohort_tokens: int = 512
+    clients_per_wave: int = 16
+    node_wait_seconds: float = 120.0
+    connection: str = ""
+    verbose: bool = False
+    data_path: str = ""
+    model_path: str = ""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("num_nodes", "workers", "threads", "clients_per_wave"):
+            require(
+                getattr(self, name) >= 1,
+                f"runtime.{name}: expected >= 1, got {getattr(self, name)}",
+            )
+        require(
+            self.cohort_tokens >= 0,
+            f"runtime.cohort_tokens: expected >= 0 (0 = serial), got {self.cohort_tokens}",
+        )
+        require(
+            self.gpus_per_worker >= 0,
+            f"runtime.gpus_per_worker: expected >= 0, got {self.gpus_per_worker}",
+        )
+        require(
+            self.node_wait_seconds > 0,
+            f"runtime.node_wait_seconds: expected > 0, got {self.node_wait_seconds}",
+        )

@@ -1,0 +1,31 @@
+"""What a client says about its training, checked."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from strategies.exchange import checked_number
+
+_COUNTS = ("num-examples", "steps", "tokens")
+_FIGURES = (*_COUNTS, "loss", "cpu-seconds")
+
+
+def training_figures(client: str, info: Mapping[str, Any]) -> dict[str, Any]:
+    """A client's counts, mean loss and CPU seconds, each checked before anything of the answer counts.
+
+    Args:
+        client: Who, for the message.
+        info: Its answer.
+
+    Returns:
+        The figures with underscores in their names.
+
+    Raises:
+        WireError: A number is absent, not finite, or too large to be true.
+    """
+    names = (*_FIGURES, *(("queries",) if "queries" in info else ()))
+    return {
+        name.replace("-", "_"): checked_number(
+            client, info, name, whole=name in (*_COUNTS, "queries")
+        )
+        for name in names
+    }

@@ -1,0 +1,58 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedllm_flwr.exporting import export
+from fedllm_flwr.models.export_prompts import import_prompt
+from fedllm_flwr.models.tiny import tiny_tokenizer
+from fedllm_flwr.tasks.catalog import load_task
+from fedllm_flwr.tasks.encode import build_encoder
+
+Fixture = Callable[..., Any]
+
+
+@pytest.fixture
+def exported(micro: Fixture, play: Fixture, tmp_path: Path) -> Callable[..., Any]:
+    def run(*overrides: str) -> Any:
+        played = play(micro("method=fedprompt", "num_rounds=1", *overrides))
+        export(played.strategy.config, played.strategy, tmp_path / "adapter")
+        return played.strategy
+
+    return run
+
+
+def test_a_prompt_behind_the_fixed_text_knows_that_text(exported: Fixture, tmp_path: Path) -> None:
+    strategy = exported()
+    found = import_prompt(tmp_path / "adapter")
+    np.testing.assert_array_equal(found.flat, strategy.parts["shared"])
+    config = strategy.config
+    encoder = build_encoder(load_task(config.task.options(""), config.seed), tiny_tokenizer(),
+                            loss=config.task.loss, max_tokens=config.task.max_tokens)  # fmt: skip
+    assert tuple(found.fixed_ids) == tuple(encoder.fixed_ids)
+
+
+def test_a_personal_prompt_is_not_exported(exported: Fixture, tmp_path: Path) -> None:
+    strategy = exported("method.personal_length=2")
+    found = import_prompt(tmp_path / "adapter")
+    assert [segment.name for segment in found.spec.segments] == ["shared"]
+    np.testing.assert_array_equal(found.flat, strategy.parts["shared"])
+
+
+def test_every_cluster_has_a_folder_with_its_prompt_before_the_shared_one(
+    exported: Fixture, tmp_path: Path
+) -> None:
+    strategy = exported("method.cluster_length=2")
+    strategy.parts["cluster/../../evil"] = strategy.parts[
+        next(n for n in strategy.parts if "/" in n)
+    ]
+    export(strategy.config, strategy, tmp_path / "again")
+    folders = sorted(p.name for p in (tmp_path / "again" / "clusters").iterdir())
+    assert folders[0] == "%2e%2e%2f%2e%2e%2fevil", "a client chose this name"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "again"]
+    for name in folders[1:]:
+        found = import_prompt(tmp_path / "again" / "clusters" / name)
+        both = np.concatenate([strategy.parts[f"cluster/{name}"], strategy.parts["shared"]])
+        np.testing.assert_array_equal(found.flat, both)
