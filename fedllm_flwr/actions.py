@@ -18,7 +18,7 @@ from fedllm_flwr.core import (
 )
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.launch import SuperLink, launch, simulation_superlink
-from fedllm_flwr.preflight import preflight
+from fedllm_flwr.preflight import check_out_dir, preflight
 from fedllm_flwr.runs.compare import compare
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.report import write_report
@@ -46,6 +46,7 @@ def run_experiment(
     existing = open_existing(config, Path(out_dir))
     if existing is not None and existing.is_finished:
         return existing.summary()
+    check_out_dir(Path(out_dir))
     preflight(config)
     return launch(config, overrides, superlink)
 

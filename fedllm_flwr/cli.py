@@ -59,12 +59,18 @@ def _main(given: list[str]) -> int:
             f"{unknown[0]}: unknown flag; settings are written key=value without dashes, flags are "
             f"{', '.join((*SWEEP_FLAGS, *HYDRA_FLAGS))}"
         )
+    from fedllm_flwr.compose import compose_run
+
     if any(flag.partition("=")[0] in HYDRA_FLAGS for flag in flags):
+        settings = [
+            o for o in overrides if "=" in o or o.startswith("~")
+        ]  # not the `job` of `--cfg job`
+        for job in expand(settings):
+            compose_run(job)  # what does not compose is said in our words, not in Hydra's
         return _through_hydra(given)
     if flags:
         return _sweep(given, overrides)
     from fedllm_flwr.actions import act
-    from fedllm_flwr.compose import compose_run
 
     composed = compose_run(overrides)
     return act(composed, overrides)

@@ -1,7 +1,9 @@
 """What can be wrong with a run that its configuration alone does not show: device, sizes of the model, data, groups."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import ConfigError
@@ -39,6 +41,22 @@ def preflight(config: RunConfig) -> None:
         clients = partition(task, config.partition, config.seed)
         check_groups(config, task, clients)
         _check_words(config, task)
+
+
+def check_out_dir(out_dir: Path) -> None:
+    """Find out whether a run directory can be written, without writing.
+
+    Raises:
+        ConfigError: A file is in its way, or the folder that it would be made in is not writable.
+    """
+    place = out_dir.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"out_dir: expected a folder that can be written, got {out_dir} ({place} is "
+            f"{'not writable' if place.is_dir() else 'a file'})"
+        )
 
 
 def _check_method(config: RunConfig) -> None:

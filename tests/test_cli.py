@@ -222,6 +222,15 @@ def test_the_configuration_can_be_looked_at(type_it: Typed, own_folder: Path) ->
     assert list(own_folder.iterdir()) == []
 
 
+def test_a_configuration_that_does_not_compose_is_not_shown(
+    type_it: Typed, own_folder: Path
+) -> None:
+    code, out, err = type_it("--cfg", "job", "experiment=nothing")
+    assert (code, out) == (2, "")
+    assert err.startswith("fedllm: experiment: expected one of ")
+    assert len(err.splitlines()) == 1
+
+
 def test_help_is_hydras(type_it: Typed, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         type_it("--help")

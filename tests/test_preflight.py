@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fedllm_flwr.errors import ConfigError, DataError
-from fedllm_flwr.preflight import check_groups, preflight
+from fedllm_flwr.preflight import check_groups, check_out_dir, preflight
 from fedllm_flwr.tasks.catalog import load_task
 from fedllm_flwr.tasks.partitions import partition
 
@@ -109,3 +109,14 @@ def test_label_words_that_begin_alike_are_found_before_anything_starts(
                    "task.loss=labels", "partition=iid", f"runtime.data_path={file}")  # fmt: skip
     with pytest.raises(ConfigError, match="begin with the same token"):
         preflight(config)
+
+
+def test_a_run_directory_that_cannot_be_written_is_found_without_writing(tmp_path: Path) -> None:
+    check_out_dir(tmp_path / "a" / "b")
+    check_out_dir(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(
+        ConfigError, match=r"out_dir: expected a folder that can be written, got .*file is a file"
+    ):
+        check_out_dir(tmp_path / "file" / "run")
