@@ -1,4 +1,4 @@
-"""What ``fedllm action=…`` does: run an experiment, go on with one, evaluate what it left, or report on it."""
+"""What ``fedllm action=…`` does: run an experiment or go on with one, evaluate or report what it left, count costs."""
 
 import contextlib
 import json
@@ -16,8 +16,10 @@ from fedllm_flwr.core import (
     open_existing,
     resumed_config,
 )
+from fedllm_flwr.costs import FORMATS, PUBLISHED_SHAPES, cost_tables, model_shape
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.launch import SuperLink, launch, simulation_superlink
+from fedllm_flwr.models.shapes import model_config
 from fedllm_flwr.preflight import check_out_dir, preflight
 from fedllm_flwr.runs.compare import compare
 from fedllm_flwr.runs.directory import RunDirectory
@@ -63,6 +65,7 @@ def _run(composed: Composed, overrides: Sequence[str]) -> int:
 def _resume(composed: Composed, overrides: Sequence[str]) -> int:
     """Go on with a run directory under the settings that it was started with; only ``runtime`` may be changed."""
     directory = RunDirectory.open(_needed(composed))
+    _only(overrides, "resume", "runtime")
     config = resumed_config(
         directory, chosen_runtime(directory, composed.config.runtime, overrides)
     )
@@ -74,8 +77,24 @@ def _resume(composed: Composed, overrides: Sequence[str]) -> int:
     return 0
 
 
+def _only(overrides: Sequence[str], action: str, *changeable: str) -> None:
+    """Refuse settings that an action on a run directory would not read.
+
+    Raises:
+        ConfigError: Names the first of them.
+    """
+    read = ("action=", "run=", "hydra.", *changeable)
+    ignored = [o for o in overrides if not o.lstrip("+~").startswith(read)]
+    if ignored:
+        settings = f"only {' and '.join(changeable)} settings" if changeable else "no settings"
+        raise ConfigError(
+            f"action={action}: the run has its own settings, expected {settings} beside run=, got {ignored[0]}"
+        )
+
+
 def _report(composed: Composed, overrides: Sequence[str]) -> int:
     directory = RunDirectory.open(_needed(composed))
+    _only(overrides, "report")
     write_tensorboard(directory)
     render_result_table(directory)
     print(write_report(directory))
@@ -87,8 +106,18 @@ def _evaluate(composed: Composed, overrides: Sequence[str]) -> int:
     from fedllm_flwr.evaluation import evaluate_run
 
     directory = RunDirectory.open(_needed(composed))
+    _only(overrides, "evaluate", "runtime")
     runtime = chosen_runtime(directory, composed.config.runtime, overrides)
     print(json.dumps(evaluate_run(directory, runtime)))
+    return 0
+
+
+def _costs(composed: Composed, overrides: Sequence[str]) -> int:
+    """Print what FedResPrompt and LoRA cost, for the published models and the chosen one, in every format."""
+    ref = composed.config.model.ref(composed.config.runtime.model_path)
+    config = model_config(ref).get_text_config(decoder=True)
+    tables = cost_tables((*PUBLISHED_SHAPES, model_shape(config, ref.label)))
+    print("\n".join(render(tables) for render in FORMATS.values()), end="")
     return 0
 
 
@@ -97,6 +126,7 @@ ACTIONS: dict[str, Callable[[Composed, Sequence[str]], int]] = {
     "resume": _resume,
     "evaluate": _evaluate,
     "report": _report,
+    "costs": _costs,
 }
 
 

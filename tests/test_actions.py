@@ -59,7 +59,9 @@ def test_an_unknown_action_lists_the_known_ones() -> None:
         actions.act(asked, [])
 
 
-@pytest.mark.parametrize("action", [name for name in actions.ACTIONS if name != "run"])
+@pytest.mark.parametrize(
+    "action", [name for name in actions.ACTIONS if name not in ("run", "costs")]
+)
 def test_an_action_on_a_run_needs_a_run(action: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"action={action}: needs run=<run directory>, got none"):
         actions.act(compose_run([f"action={action}"]), [])
@@ -88,7 +90,12 @@ def test_resume_may_change_where_it_runs_and_nothing_else(
 
     launch = actions.launch
     monkeypatch.setattr(actions, "launch", watched)
-    act("action=resume", f"run={unfinished}", "runtime.num_nodes=1", "seed=9", "num_rounds=7")
+    for setting in ("seed=9", "num_rounds=7"):
+        with pytest.raises(
+            ConfigError, match=f"action=resume: .* only runtime settings .* got {setting}"
+        ):
+            act("action=resume", f"run={unfinished}", "runtime.num_nodes=1", setting)
+    act("action=resume", f"run={unfinished}", "runtime.num_nodes=1")
     ((config, overrides),) = carried
     started = compose_run(SMALL).config
     assert config == replace(
@@ -131,6 +138,16 @@ def test_report_writes_the_page_anew_and_prints_where(act: Fixture, unfinished: 
     out = act("action=report", f"run={unfinished}")
     assert out.splitlines()[-1] == str(unfinished / "report.html")
     assert (unfinished / "report.html").stat().st_size > 1000
+
+
+def test_costs_are_printed_for_the_chosen_model_too_in_every_format(act: Fixture) -> None:
+    out = act("action=costs", *SMALL)
+    rows = json.loads(out[out.index("\n[\n") :])
+    assert [row["model"] for row in rows if row["table"] == "full"][-2:] == ["13B", "tiny"]
+    [tiny] = [row for row in rows if row["model"] == "tiny" and row["table"] == "published"]
+    assert (tiny["width"], tiny["layers"], tiny["resprompt_bytes"]) == (64, 2, 2 * 10 * 64 * 4)
+    assert "| tiny | 64 | 2 | 5,120 |" in out
+    assert "\ntiny,64,2,5120," in out
 
 
 def test_a_run_in_the_directory_of_another_is_refused_before_anything_loads(
