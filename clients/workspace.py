@@ -23,7 +23,8 @@ from fedllm_flwr.errors import DataError, WireError
 from fedllm_flwr.models import backbone as backbones
 from fedllm_flwr.models.adapters import LayerShape, layer_shapes
 from fedllm_flwr.models.backbone import Backbone
-from fedllm_flwr.settings.methods import FedLoraConfig
+from fedllm_flwr.models.tokenizers import load_tokenizer
+from fedllm_flwr.settings.methods import FedLoraConfig, FedResPromptConfig
 from fedllm_flwr.settings.runtime import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE
 from fedllm_flwr.tasks.base import SPLITS, Task, TaskOptions
 from fedllm_flwr.tasks.catalog import load_task
@@ -39,15 +40,30 @@ class Workspace:
 
     Attributes:
         config: The run, as the server sent it.
-        backbone: The frozen model, shared by every client of this process.
         task: The data set.
         clients: Every client's rows, by partition id.
     """
 
     config: RunConfig
-    backbone: Backbone
     task: Task
     clients: tuple[ClientRows, ...]
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen model, shared by every client of this process; where the server holds it, nobody asks."""
+        runtime = self.config.runtime
+        return backbones.load(
+            self.config.model.ref(runtime.model_path),
+            dtype=runtime.dtype,
+            device=runtime.device,
+            threads=runtime.threads,
+            max_tokens=self.config.task.max_tokens,
+        )
+
+    @cached_property
+    def is_split(self) -> bool:
+        """Whether the model is at the server and this node has none of its layers."""
+        return isinstance(self.config.method, FedResPromptConfig)
 
     @cached_property
     def shapes(self) -> tuple[LayerShape, ...]:
@@ -72,12 +88,12 @@ class Workspace:
 
     def encoder(self, template: str = "") -> Encoder:
         """Rows to tokens under a template; by default the configured one."""
-        task = self.config.task
-        options = task.options(self.config.runtime.data_path)
+        task, runtime = self.config.task, self.config.runtime
+        ref = self.config.model.ref(runtime.model_path)
         return _encoder(
-            options,
+            task.options(runtime.data_path),
             self.config.seed,
-            self.backbone.tokenizer,
+            load_tokenizer(ref, runtime.dtype) if self.is_split else self.backbone.tokenizer,
             template or task.template,
             task.loss,
             task.max_tokens,
@@ -153,17 +169,11 @@ def open_workspace(config_json: str) -> Workspace:
     config = run_config(json.loads(config_json))
     runtime = config.runtime
     torch.set_num_threads(runtime.threads)
-    ref = config.model.ref(runtime.model_path)
     task = load_task(config.task.options(runtime.data_path), config.seed)
-    backbone = backbones.load(
-        ref,
-        dtype=runtime.dtype,
-        device=runtime.device,
-        threads=runtime.threads,
-        max_tokens=config.task.max_tokens,
-    )
-    clients = partition(task, config.partition, config.seed)
-    return Workspace(config, backbone, task, clients)
+    work = Workspace(config, task, partition(task, config.partition, config.seed))
+    if not work.is_split:
+        work.backbone  # noqa: B018  # a node without its model fails here, for all of its clients
+    return work
 
 
 @lru_cache(maxsize=16)

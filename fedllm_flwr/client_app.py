@@ -25,6 +25,18 @@ def evaluate(message: Message, context: Context) -> Message:
     return clients.EVALUATE[_method(message)](message, context)
 
 
+@app.train("exchange")
+def exchange(message: Message, context: Context) -> Message:
+    """Go on with a round that takes several messages."""
+    return clients.EXCHANGE[_method(message)](message, context)
+
+
+@app.evaluate("score")
+def score(message: Message, context: Context) -> Message:
+    """Finish an evaluation that takes two messages."""
+    return clients.SCORE[_method(message)](message, context)
+
+
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Say which place this node takes among the nodes that host clients."""

@@ -21,7 +21,12 @@ from fedllm_flwr.settings.federation import (
     StrategyConfig,
     WireConfig,
 )
-from fedllm_flwr.settings.methods import FedLoraConfig, FedPromptConfig, MethodConfig
+from fedllm_flwr.settings.methods import (
+    FedLoraConfig,
+    FedPromptConfig,
+    FedResPromptConfig,
+    MethodConfig,
+)
 from fedllm_flwr.settings.runtime import (
     NODE_LOCAL_FIELDS,
     RuntimeConfig,
@@ -96,8 +101,10 @@ def check_compatible(config: RunConfig) -> None:
     strategy = config.strategy
     if isinstance(config.method, FedLoraConfig):
         _check_lora(config, config.method)
-    else:
+    elif isinstance(config.method, FedPromptConfig):
         _check_prompts(config, config.method)
+    else:
+        _check_reservoirs(config, config.method)
     optimizer = strategy.server_optimizer
     settable = {f.name for f in dataclasses.fields(SERVER_OPTIMIZERS[optimizer])}  # type: ignore[arg-type]
     require(
@@ -120,6 +127,11 @@ def check_compatible(config: RunConfig) -> None:
             config.task.validation_rows != -1,
             "selection=best_validation and task.validation_rows=-1: there are no validation rows to choose on",
         )
+    require(
+        strategy.weighting == "examples" or config.fairness.name in ("none", "q_ffl"),
+        f"strategy.weighting={strategy.weighting} and fairness={config.fairness.name}: the objective weighs rows, "
+        "and so clients by their examples, use weighting=examples",
+    )
     if config.runtime.name == "deployment":
         require(
             not config.baselines.centralised,
@@ -130,8 +142,8 @@ def check_compatible(config: RunConfig) -> None:
 def _check_lora(config: "RunConfig", method: FedLoraConfig) -> None:
     strategy = config.strategy
     require(
-        strategy.name != "prompt_mean",
-        "strategy=prompt_mean and method=fedlora: expected factor_mean, stack, residual or svd",
+        strategy.name not in ("prompt_mean", "controller_mean"),
+        f"strategy={strategy.name} and method=fedlora: expected factor_mean, stack, residual or svd",
     )
     if strategy.name != "factor_mean":
         require(
@@ -152,6 +164,22 @@ def _check_lora(config: "RunConfig", method: FedLoraConfig) -> None:
 
 def _check_prompts(config: "RunConfig", method: FedPromptConfig) -> None:
     strategy = config.strategy
+    searches = method.trainer == "black_box"
+    require(
+        not searches or not config.baselines.learning_rates,
+        "baselines.learning_rates and method.trainer=black_box: a search has no learning rate",
+    )
+    require(
+        not searches or not config.baselines.local_tuning,
+        "baselines.local_tuning=true and method.trainer=black_box: tuning takes gradients",
+    )
+    require(
+        config.runtime.name != "deployment"
+        or method.placement == "before"
+        or config.task.name not in ("csv", "jsonl"),
+        f"method.placement=after, runtime=deployment and task={config.task.name}: the server does not know the text of "
+        "the nodes' own files that the prompt stands behind, use placement=before",
+    )
     require(
         config.selection == "last" or method.personal_length == 0,
         f"selection={config.selection} and method.personal_length={method.personal_length}: the server cannot bring "
@@ -159,7 +187,7 @@ def _check_prompts(config: "RunConfig", method: FedPromptConfig) -> None:
     )
     require(
         strategy.name == "prompt_mean",
-        f"strategy={strategy.name} and method=fedprompt: it averages LoRA factors, use strategy=prompt_mean",
+        f"strategy={strategy.name} and method=fedprompt: it averages something else, use strategy=prompt_mean",
     )
     if config.fairness.name == "q_ffl":
         require(
@@ -178,6 +206,52 @@ def _check_prompts(config: "RunConfig", method: FedPromptConfig) -> None:
     require(
         method.trainer == "gradient" or config.client.proximal_mu == 0,
         "client.proximal_mu and method.trainer=black_box: the search has no proximal term",
+    )
+
+
+def _check_reservoirs(config: "RunConfig", method: FedResPromptConfig) -> None:
+    strategy, client, task = config.strategy, config.client, config.task
+    require(
+        strategy.name == "controller_mean",
+        f"strategy={strategy.name} and method=fedresprompt: it averages something else, use strategy=controller_mean",
+    )
+    require(
+        method.mode != "sync_sgd" or strategy.server_optimizer == "fedavg",
+        f"strategy.server_optimizer={strategy.server_optimizer} and method.mode=sync_sgd: the server makes the "
+        "clients' own optimizer's steps, use server_optimizer=fedavg",
+    )
+    require(
+        method.mode != "private_controller" or config.selection == "last",
+        f"selection={config.selection} and method.mode=private_controller: the server cannot bring back an earlier "
+        "round's private matrices, use selection=last",
+    )
+    require(
+        task.loss == "labels",
+        f"task.loss={task.loss} and method=fedresprompt: prompts are scored over the label words, use task.loss=labels",
+    )
+    for option, chosen in (("name", config.fairness.name), ("groups", config.fairness.groups)):
+        require(
+            chosen == "none",
+            f"fairness.{option}={chosen} and method=fedresprompt: rows are not weighed or grouped, use none",
+        )
+    for option, value, plain in (
+        ("proximal_mu", client.proximal_mu, 0),
+        ("gradient_accumulation", client.gradient_accumulation, 1),
+    ):
+        require(
+            value == plain,
+            f"client.{option}={value:g} and method=fedresprompt: a step is one exchange, use {plain}",
+        )
+    for baseline in ("zero_shot", "templates", "local_tuning"):
+        require(
+            not getattr(config.baselines, baseline),
+            f"baselines.{baseline}=true and method=fedresprompt: the model is at the server and reads prompts, measure "
+            "it with method=fedprompt",
+        )
+    require(
+        config.runtime.name != "deployment" or TASKS[task.name].kind is not None,
+        f"runtime=deployment, task={task.name} and method=fedresprompt: the server scores label words and cannot read "
+        "the nodes' files, use a task of the catalog",
     )
 
 

@@ -28,6 +28,8 @@ NUM_EXAMPLES = "num-examples"
 
 TRAIN = "train"
 EVALUATE = "evaluate"
+EXCHANGE = "train.exchange"
+SCORE = "evaluate.score"
 DESCRIBE = "query.describe"
 
 POOLED = -1

@@ -5,11 +5,16 @@ from collections.abc import Sequence
 from fedllm_flwr.config import RunConfig
 from strategies.fedlora import FedLora
 from strategies.fedprompt import FedPrompt
+from strategies.fedresprompt import FedResPrompt
 from strategies.hosting import Hosting
 from strategies.observer import Observer
 from strategies.rounds import RoundStrategy
 
-STRATEGIES: dict[str, type[RoundStrategy]] = {"fedlora": FedLora, "fedprompt": FedPrompt}
+STRATEGIES: dict[str, type[RoundStrategy]] = {
+    "fedlora": FedLora,
+    "fedprompt": FedPrompt,
+    "fedresprompt": FedResPrompt,
+}
 """Method name -> the strategy that federates it."""
 
 
@@ -31,6 +36,7 @@ __all__ = [
     "STRATEGIES",
     "FedLora",
     "FedPrompt",
+    "FedResPrompt",
     "Hosting",
     "Observer",
     "RoundStrategy",

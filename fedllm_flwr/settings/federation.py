@@ -15,7 +15,7 @@ WIRE_DTYPES = ("float32", "float16", "bfloat16")
 class StrategyConfig:
     """Who trains in a round, how replies merge, and what is done when some of them fail."""
 
-    name: Literal["factor_mean", "stack", "residual", "svd", "prompt_mean"]
+    name: Literal["factor_mean", "stack", "residual", "svd", "prompt_mean", "controller_mean"]
     cohort_fraction: float = 1.0
     weighting: Literal["examples", "uniform"] = "examples"
     server_optimizer: str = "fedavg"

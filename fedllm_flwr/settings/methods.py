@@ -9,6 +9,8 @@ import numpy as np
 from fedllm_flwr.models.layout import LoraSpec
 from fedllm_flwr.models.peft_prompts import PeftPromptSpec
 from fedllm_flwr.prompts.spec import PromptSpec, Segment
+from fedllm_flwr.reservoir import ControllerSpec, ReservoirSpec, Topology
+from fedllm_flwr.seeding import derive_seed
 from fedllm_flwr.settings.tree import require
 
 
@@ -120,6 +122,10 @@ class FedPromptConfig:
             f"start_text={self.start_text!r}",
         )
         require(
+            self.common_start or self.start != "text",
+            "method.common_start=false and method.start=text: every client would begin at the same text, use random",
+        )
+        require(
             self.local_training == "joint" or self.personal_length > 0,
             "method.local_training=alternating and method.personal_length=0: there is nothing to alternate with",
         )
@@ -177,5 +183,90 @@ class FedPromptConfig:
         return self.spec().split(flat) if self.kind == "soft" else {"shared": flat}
 
 
-MethodConfig = FedLoraConfig | FedPromptConfig
-METHODS = {"fedlora": FedLoraConfig, "fedprompt": FedPromptConfig}
+@dataclass(frozen=True, kw_only=True)
+class FedResPromptConfig:
+    """Soft prompts that a client's reservoir and controller make of each row, before a model that the server holds.
+
+    ``server_text`` says what else the server reads: nothing, or each row's text, which then leaves its client.
+    ``server_model=surrogate`` is a linear stand-in of the model's width. ``states`` other than ``reservoir`` are
+    controls. ``clip_norm`` and ``noise_multiplier`` act on every prompt before it leaves; 0 = off.
+    """
+
+    name: Literal["fedresprompt"]
+    mode: Literal["fedavg_controller", "sync_sgd", "label_private", "private_controller"] = (
+        "fedavg_controller"
+    )
+    length: int = 8
+    controller_size: int = 16
+    reservoir_size: int = 200
+    input_size: int = 64
+    leak: float = 0.6
+    spectral_radius: float = 0.9
+    input_scaling: float = 1.0
+    density: float = 0.1
+    topology: Topology = "erdos_renyi"
+    states: Literal["reservoir", "constant", "random"] = "reservoir"
+    server_text: Literal["none", "prompt_before", "prompt_after"] = "none"
+    server_model: Literal["lm", "surrogate"] = "lm"
+    micro_steps: int = 1
+    clip_norm: float = 0.0
+    noise_multiplier: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check ranges, and the options that belong together; the reservoir's own ranges are its own."""
+        for name in ("length", "controller_size", "micro_steps"):
+            require(
+                getattr(self, name) >= 1, f"method.{name}: expected >= 1, got {getattr(self, name)}"
+            )
+        for name in ("clip_norm", "noise_multiplier"):
+            require(
+                getattr(self, name) >= 0, f"method.{name}: expected >= 0, got {getattr(self, name)}"
+            )
+        require(
+            self.noise_multiplier == 0 or self.clip_norm > 0,
+            f"method.noise_multiplier={self.noise_multiplier:g} and method.clip_norm=0: the noise is a multiple of the "
+            "clip norm, set it above 0",
+        )
+        require(
+            self.micro_steps == 1 or self.mode != "sync_sgd",
+            f"method.micro_steps={self.micro_steps} and method.mode=sync_sgd: the server makes the steps, use 1",
+        )
+        require(
+            self.server_model == "lm" or self.server_text == "none",
+            f"method.server_text={self.server_text} and method.server_model=surrogate: the surrogate reads no text",
+        )
+        self.reservoir(0, 0)
+
+    def reservoir(self, run_seed: int, series_width: int) -> ReservoirSpec:
+        """The reservoir that every client of a run has.
+
+        Args:
+            run_seed: The run's.
+            series_width: Values of a step of the task's series; 0 = its rows are text, fed as projected embeddings.
+
+        Raises:
+            ConfigError: A setting is outside the reservoir's range.
+        """
+        return ReservoirSpec(
+            size=self.reservoir_size,
+            input_size=series_width or self.input_size,
+            leak=self.leak,
+            spectral_radius=self.spectral_radius,
+            input_scaling=self.input_scaling,
+            density=self.density,
+            topology=self.topology,
+            seed=derive_seed(run_seed, "reservoir"),
+        )
+
+    def controller(self, series_width: int, width: int) -> ControllerSpec:
+        """The controller that a client trains, behind such a reservoir and before a model of this width."""
+        readout_size = self.reservoir(0, series_width).readout_size
+        return ControllerSpec(readout_size, self.controller_size, self.length, width)
+
+
+MethodConfig = FedLoraConfig | FedPromptConfig | FedResPromptConfig
+METHODS = {
+    "fedlora": FedLoraConfig,
+    "fedprompt": FedPromptConfig,
+    "fedresprompt": FedResPromptConfig,
+}

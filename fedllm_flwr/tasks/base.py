@@ -114,6 +114,7 @@ class Task:
         label_words: What the model is asked to say for each label.
         templates: At least one; the first is the default.
         attribute: How to ask for the attribute that, with the label, makes a row's group; None if there is none.
+        series_width: Values of a step where a row's text is a numeric series; 0 = text.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Task:
     label_words: tuple[str, ...]
     templates: tuple[Template, ...]
     attribute: AttributeQuestion | None = None
+    series_width: int = 0
 
     def template(self, name: str) -> Template:
         """The template of that name; the empty name is the default.

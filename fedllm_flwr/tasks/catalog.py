@@ -5,7 +5,16 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 from fedllm_flwr.errors import ConfigError
-from fedllm_flwr.tasks import headlines, intents, reuters, spurious, synthetic, user_files, vader
+from fedllm_flwr.tasks import (
+    headlines,
+    intents,
+    reuters,
+    series_tasks,
+    spurious,
+    synthetic,
+    user_files,
+    vader,
+)
 from fedllm_flwr.tasks.base import Kind, Task, TaskOptions
 from fedllm_flwr.tasks.sampling import subsample
 
@@ -37,6 +46,8 @@ TASKS: dict[str, Entry] = {
     "spurious_sentiment": Entry(spurious.load, "classification", frozenset({"correlation"})),
     "intents": Entry(intents.load, "classification", frozenset({"languages"})),
     "headlines": Entry(headlines.load, "instruction"),
+    "level_routing": Entry(series_tasks.load_levels, "classification"),
+    "mackey_glass": Entry(series_tasks.load_mackey_glass, "classification"),
     "csv": Entry(user_files.load_csv, None, FILE_OPTIONS),
     "jsonl": Entry(user_files.load_json_lines, None, FILE_OPTIONS),
     "synthetic": Entry(synthetic.load, "classification"),

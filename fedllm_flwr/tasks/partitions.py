@@ -165,7 +165,7 @@ def _num_clients(task: Task, options: PartitionOptions, names: Sequence[str]) ->
     if names and options.num_clients not in (0, len(names)):
         raise ConfigError(
             f"partition.num_clients: task {task.name} has {len(names)} natural clients "
-            f"({', '.join(names[:10])}{', …' if len(names) > 10 else ''}); expected 0 or "
+            f"({', '.join(names[:10])}{', …' if len(names) > 10 else ''}); expected "
             f"{len(names)}, got {options.num_clients}"
         )
     return options.num_clients or len(names)

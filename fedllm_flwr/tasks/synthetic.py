@@ -52,7 +52,11 @@ def load(options: TaskOptions, seed: int) -> Task:
         },
         label_names=tuple(TOPIC_WORDS),
         label_words=tuple(TOPIC_WORDS),
-        templates=(Template("topic", "{text}\nTopic:"), Template("about", "{text} is about")),
+        templates=(
+            Template("topic", "{text}\nTopic:"),
+            Template("about", "{text} is about"),
+            Template("read", "Read the words and name their topic.\n{text}\nTopic:"),
+        ),
     )
 
 
