@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Message
@@ -19,7 +19,7 @@ from clients.groups import (
 from clients.workspace import Asked, Workspace
 from fedllm_flwr import records
 from fedllm_flwr.averaging import Delta
-from fedllm_flwr.errors import FedLLMError
+from fedllm_flwr.errors import FedLLMError, WireError
 from fedllm_flwr.seeding import derive_seed
 from fedllm_flwr.training.black_box import BlackBoxResult
 from fedllm_flwr.training.evaluate import row_scores
@@ -29,6 +29,7 @@ from fedllm_flwr.training.settings import LocalSettings, Side
 from fedllm_flwr.training.stacks import AdapterSpec
 
 LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,27 @@ def scored(
     )
 
 
+def attempt(partition_id: int, what: str, function: Callable[[], T]) -> tuple[T | None, str]:
+    """Do something for one client; its failure is its own, and what it says stays in the node's log.
+
+    Args:
+        partition_id: The client.
+        what: What is done, for the message.
+        function: Does it.
+
+    Returns:
+        The result and no reason, or no result and a reason that names neither rows nor paths.
+    """
+    try:
+        return function(), ""
+    except WireError as error:  # about the message, which the server knows
+        return None, str(error)
+    except (FedLLMError, OSError, ValueError, RuntimeError, ArithmeticError) as error:
+        LOG.error("client %d: %s failed", partition_id, what, exc_info=True)
+        kind = type(error).__name__
+        return None, f"client {partition_id}: {what} failed ({kind}); the node's log says why"
+
+
 def start_sums(asked: Asked, partition_id: int, model: Adapted) -> dict[str, Any]:
     """A client's sums per group over its training rows at the model that the round begins with, if asked for."""
     if "group-weights" not in asked.body:
@@ -111,13 +133,12 @@ def answer_evaluation(
     """
     infos: list[dict[str, Any]] = []
     for partition_id in asked.partition_ids:
-        try:
-            found = _measured(asked, partition_id, model_of(partition_id))
-            infos.append(found | more(partition_id))
-        except (FedLLMError, RuntimeError, ArithmeticError) as error:
-            LOG.error("client %d: evaluation failed", partition_id, exc_info=True)
-            reason = f"client {partition_id}: evaluation failed ({type(error).__name__}); the node's log says why"
-            infos.append({"partition-id": partition_id, "error": reason})
+        found, reason = attempt(
+            partition_id,
+            "evaluation",
+            lambda p=partition_id: _measured(asked, p, model_of(p)) | more(p),  # type: ignore[misc]
+        )
+        infos.append(found or {"partition-id": partition_id, "error": reason})
     counted = sum(s["total"] for info in infos for s in info.get("splits", {}).values())
     return Message(records.answer({"clients": infos}, {}, "float32", counted), reply_to=message)
 

@@ -7,13 +7,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from fedllm_flwr.training.attributes import groups_of, predict_attribute
 
 from clients.workspace import Workspace
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.seeding import numpy_generator
 from fedllm_flwr.tasks.base import Row
 from fedllm_flwr.tasks.encode import Encoded
+from fedllm_flwr.training.attributes import groups_of, predict_attribute
 from fedllm_flwr.training.evaluate import EvalSums
 
 EVERYONE = "all"
@@ -58,10 +58,16 @@ def cluster_of(work: Workspace, partition_id: int) -> str:
 
 
 def row_weights(groups: Sequence[str], weights: Mapping[str, float]) -> np.ndarray | None:
-    """The weight of each row's loss [n]; None where all weigh 1."""
+    """The weight of each row's loss [n], with a mean of 1; None where all weigh 1.
+
+    How much a client's rows weigh together is not in its loss but in the server's mean (``Balance.factor``): an
+    adaptive optimizer such as Adam takes steps of one size whatever the loss is multiplied with. For one step of plain
+    gradient descent both are the same.
+    """
     if not weights:
         return None
-    return np.array([weights.get(group, 1.0) for group in groups])
+    found = np.array([weights.get(group, 1.0) for group in groups])
+    return found / found.mean() if found.any() else np.ones(len(found))
 
 
 def group_sums(
@@ -109,6 +115,10 @@ def _names(work: Workspace, partition_id: int, split: str, kind: str) -> list[st
     if kind == "client":
         return [str(partition_id)] * len(rows)
     if kind == "label":
+        if work.task.kind != "classification":  # a target is then free text, which must not leave
+            raise ConfigError(
+                f"fairness.groups=label and task={work.task.name}: expected rows with labels, got free text"
+            )
         return [row.target for row in rows]
     if kind == "random":
         return [_random_group(work.config.seed, row) for row in rows]

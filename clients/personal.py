@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 
+from fedllm_flwr.errors import WireError
 from fedllm_flwr.runs.atomic import write_bytes
 from fedllm_flwr.settings.runtime import STATE_PATH_VARIABLE
 
@@ -26,16 +27,17 @@ _FILE = re.compile(r"round-(\d+)\.f32")
 
 @dataclass(frozen=True)
 class PersonalStore:
-    """The personal prompts of the clients that a node hosts, for one configuration.
+    """The personal prompts of the clients that a node hosts, for one run.
 
     Attributes:
         context: The node's.
-        fingerprint: Of the configuration; values of another one are not read.
+        run: The run's name, which the server draws and keeps over resumes; values of another run are not read, also
+            not of one with the same settings, which may have had other data.
         kept: Versions on disk: a run may be resumed from any of its checkpoints.
     """
 
     context: Context
-    fingerprint: str
+    run: str
     kept: int = KEPT
 
     def load(self, partition_id: int, before_round: int) -> np.ndarray | None:
@@ -58,7 +60,7 @@ class PersonalStore:
         newest = sorted(kept)[-KEPT:]
         arrays = {f"{r}": Array(np.ascontiguousarray(kept[r], dtype=np.float32)) for r in newest}
         self.context.state[f"personal/{partition_id}"] = ArrayRecord(arrays)
-        self.context.state[f"personal-of/{partition_id}"] = ConfigRecord({"fingerprint": self.fingerprint})  # fmt: skip
+        self.context.state[f"personal-of/{partition_id}"] = ConfigRecord({"run": self.run})  # fmt: skip
         folder = self._folder(partition_id)
         if folder is None:
             return
@@ -72,7 +74,7 @@ class PersonalStore:
 
     def _in_context(self, partition_id: int) -> dict[int, np.ndarray]:
         owner = self.context.state.get(f"personal-of/{partition_id}")
-        if owner is None or owner["fingerprint"] != self.fingerprint:
+        if owner is None or owner["run"] != self.run:
             return {}
         arrays = self.context.state[f"personal/{partition_id}"]
         return {int(name): array.numpy() for name, array in arrays.items()}  # type: ignore[union-attr]
@@ -88,10 +90,21 @@ class PersonalStore:
 
     def _folder(self, partition_id: int) -> Path | None:
         root = self.context.node_config.get("state-path", os.environ.get(STATE_PATH_VARIABLE, ""))
-        return Path(str(root)) / self.fingerprint / str(partition_id) if root else None
+        return Path(str(root)) / _safe(self.run) / str(partition_id) if root else None
 
     @staticmethod
     def _files(folder: Path) -> list[int]:
         if not folder.is_dir():
             return []
         return sorted(int(m[1]) for path in folder.iterdir() if (m := _FILE.fullmatch(path.name)))
+
+
+def _safe(run: str) -> str:
+    """The name of a run comes from the server and becomes a folder's.
+
+    Raises:
+        WireError: It is no such name.
+    """
+    if not re.fullmatch(r"[\w-]{1,64}", run):
+        raise WireError(f"run: expected letters, digits and dashes, got {run!r:.80}")
+    return run

@@ -6,6 +6,7 @@ store (`clients.personal`) and is in no message.
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from flwr.app import Context, Message
 from clients.base import (
     Adapted,
     answer_evaluation,
+    attempt,
     local_settings,
     start_sums,
     training_info,
@@ -27,7 +29,12 @@ from fedllm_flwr.errors import WireError
 from fedllm_flwr.models.prompt_start import embeddings_of, start_prompt
 from fedllm_flwr.seeding import derive_seed
 from fedllm_flwr.settings.methods import FedPromptConfig
-from fedllm_flwr.training.black_box import SearchSettings, random_projection, train_black_box
+from fedllm_flwr.training.black_box import (
+    BlackBoxResult,
+    SearchSettings,
+    random_projection,
+    train_black_box,
+)
 from fedllm_flwr.training.local import ClientJob, LocalResult
 from fedllm_flwr.training.local import train as train_jobs
 
@@ -42,28 +49,71 @@ def train(message: Message, context: Context) -> Message:
     """
     asked = read(message, context)
     server_round = int(asked.body["server-round"])
-    store = _store(context, asked.work)
-    starts = [_start(asked, p, store, server_round) for p in asked.partition_ids]
-    firsts = [
-        start_sums(asked, p, Adapted(start, _method(asked.work).adapter_spec()))
-        for p, start in zip(asked.partition_ids, starts, strict=True)
-    ]
-    results = _train(asked, starts, server_round)
-    infos: list[dict[str, Any]] = []
+    store = _store(context, asked)
+    infos: dict[int, dict[str, Any]] = {}
+    begun: dict[int, Begun] = {}
+    for partition_id in asked.partition_ids:
+        found, reason = attempt(
+            partition_id,
+            "start",
+            lambda p=partition_id: _begin(asked, p, store, server_round),  # type: ignore[misc]
+        )
+        if found is None:
+            infos[partition_id] = {"partition-id": partition_id, "error": reason}
+        else:
+            begun[partition_id] = found
     parts: dict[str, np.ndarray] = {}
-    for result, first in zip(results, firsts, strict=True):
-        info = training_info(result) | first
-        if not result.error:
-            learned = _method(asked.work).split(result.adapter)
-            if "personal" in learned:
-                store.save(result.partition_id, server_round, learned.pop("personal"))
-            parts |= {f"{result.partition_id}/{name}": v for name, v in learned.items()}
-        infos.append(info | _cluster_info(asked.work, result.partition_id))
-    trained = sum(info["num-examples"] for info in infos)
+    results = _train(asked, {p: one.start for p, one in begun.items()}, server_round)
+    for result in results:
+        partition_id = result.partition_id
+        learned: dict[str, np.ndarray] = {}
+        reason = result.error
+        if not reason:
+            learned, reason = _kept(asked, store, result, server_round)
+        parts |= {f"{partition_id}/{name}": values for name, values in learned.items()}
+        infos[partition_id] = training_info(result) | begun[partition_id].info | {"error": reason}
+    answers = [infos[partition_id] for partition_id in asked.partition_ids]
+    trained = sum(info.get("num-examples", 0) for info in answers)
     return Message(
-        records.answer({"clients": infos}, parts, asked.work.config.wire.uplink, trained),
+        records.answer({"clients": answers}, parts, asked.work.config.wire.uplink, trained),
         reply_to=message,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """A client that is about to train: its whole prompt, and what it says beside its training."""
+
+    start: np.ndarray
+    info: dict[str, Any]
+
+
+def _begin(asked: Asked, partition_id: int, store: PersonalStore, server_round: int) -> Begun:
+    method = _method(asked.work)
+    start = _start(asked, partition_id, store, server_round)
+    info = start_sums(asked, partition_id, Adapted(start, method.adapter_spec()))
+    info |= _cluster_info(asked.work, partition_id)
+    if method.personal_length:
+        known = store.load(partition_id, server_round) is not None
+        info["personal"] = "kept" if known else "new"
+    return Begun(start, info)
+
+
+def _kept(
+    asked: Asked, store: PersonalStore, result: LocalResult, server_round: int
+) -> tuple[dict[str, np.ndarray], str]:
+    """Keep a client's personal part; the others are for the server."""
+    learned = _method(asked.work).split(result.adapter)
+    own = learned.pop("personal", None)
+    if own is None:
+        return learned, ""
+
+    def save() -> dict[str, np.ndarray]:
+        store.save(result.partition_id, server_round, own)
+        return learned
+
+    found, reason = attempt(result.partition_id, "keeping its personal prompt", save)
+    return found or {}, reason
 
 
 def evaluate(message: Message, context: Context) -> Message:
@@ -73,7 +123,7 @@ def evaluate(message: Message, context: Context) -> Message:
     the plain backbone.
     """
     asked = read(message, context)
-    store = _store(context, asked.work)
+    store = _store(context, asked)
     after = int(asked.body["server-round"]) + 1
 
     def model(partition_id: int) -> Adapted:
@@ -85,19 +135,20 @@ def evaluate(message: Message, context: Context) -> Message:
     return answer_evaluation(asked, message, model, lambda p: _cluster_info(asked.work, p))
 
 
-def _train(asked: Asked, starts: list[np.ndarray], server_round: int) -> list[LocalResult]:
+def _train(asked: Asked, starts: dict[int, np.ndarray], server_round: int) -> list[LocalResult]:
     """One pass of local training, or two: the personal prompt first, then what is shared."""
     method = _method(asked.work)
     if method.local_training == "joint":
         return _pass(asked, starts, server_round, ())
     shared = tuple(s.name for s in method.spec().segments if s.name != "personal")
     first = _pass(asked, starts, server_round, ("personal",))
-    second = _pass(asked, [r.adapter for r in first], server_round, shared)
+    halfway = {result.partition_id: result.adapter for result in first}
+    second = _pass(asked, halfway, server_round, shared)
     return [_both(one, two) for one, two in zip(first, second, strict=True)]
 
 
 def _pass(
-    asked: Asked, starts: list[np.ndarray], server_round: int, trained: tuple[str, ...]
+    asked: Asked, starts: dict[int, np.ndarray], server_round: int, trained: tuple[str, ...]
 ) -> list[LocalResult]:
     work = asked.work
     encoder = work.encoder()
@@ -112,9 +163,9 @@ def _pass(
             trained=trained,
             row_weights=weights_of_rows(asked, partition_id),
         )
-        for partition_id, start in zip(asked.partition_ids, starts, strict=True)
+        for partition_id, start in starts.items()
     ]
-    if _method(work).trainer == "black_box":
+    if jobs and _method(work).trainer == "black_box":
         return _search(work, jobs)
     settings = local_settings(work, float(asked.body["learning-rate"]))
     return train_jobs(
@@ -201,13 +252,16 @@ def _both(first: LocalResult, second: LocalResult) -> LocalResult:
     """Two passes of one client as one result."""
     if first.error or second.error:
         return first if first.error else second
-    return dataclasses.replace(
+    whole = dataclasses.replace(
         second,
         first_loss=first.first_loss,
         steps=first.steps + second.steps,
         tokens=first.tokens + second.tokens,
         cpu_seconds=first.cpu_seconds + second.cpu_seconds,
     )
+    if isinstance(first, BlackBoxResult) and isinstance(whole, BlackBoxResult):
+        return dataclasses.replace(whole, queries=first.queries + whole.queries)
+    return whole
 
 
 def _cluster_info(work: Workspace, partition_id: int) -> dict[str, Any]:
@@ -216,8 +270,10 @@ def _cluster_info(work: Workspace, partition_id: int) -> dict[str, Any]:
     return {"cluster": cluster_of(work, partition_id)}
 
 
-def _store(context: Context, work: Workspace) -> PersonalStore:
-    return PersonalStore(context, work.fingerprint, work.config.keep_checkpoints + 1)
+def _store(context: Context, asked: Asked) -> PersonalStore:
+    return PersonalStore(
+        context, str(asked.body.get("run", "")), asked.work.config.keep_checkpoints + 1
+    )
 
 
 def _method(work: Workspace) -> FedPromptConfig:

@@ -4,10 +4,13 @@ import dataclasses
 import math
 
 from fedllm_flwr.config import RunConfig
+from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.journal import Journal
+from fedllm_flwr.models.tokenizers import load_tokenizer
 from fedllm_flwr.tasks.bag_of_words import majority, naive_bayes
 from fedllm_flwr.tasks.base import Task
 from fedllm_flwr.tasks.catalog import TASKS, load_task
+from fedllm_flwr.tasks.encode import build_encoder
 from fedllm_flwr.tasks.metrics import worst
 from fedllm_flwr.tasks.partitions import partition
 from strategies import Hosting, RoundStrategy, build_strategy
@@ -71,7 +74,7 @@ def add_baselines(
         journal.note(f"baseline: {name}")
         recorder = Recorder(journal.note)
         if name == "zero_shot":
-            found = zero_shot(config, hosting, recorder, kind, _templates(config))
+            found = zero_shot(config, hosting, recorder, kind, _templates(config, journal))
         elif name == "templates":
             _add_templates(config, hosting, journal, kind)
             continue
@@ -85,7 +88,7 @@ def add_baselines(
 
 def _add_templates(config: RunConfig, hosting: Hosting, journal: Journal, kind: str) -> None:
     """The backbone under every hard prompt, one by one: no choice is made, so no validation rows are needed."""
-    for template in _templates(config):
+    for template in _templates(config, journal):
         name = f"template_{template}"
         if not _has(journal, "baseline", name):
             found = plain_model(config, hosting, Recorder(journal.note), kind, template, "test")
@@ -165,11 +168,21 @@ def _task(config: RunConfig) -> Task:
     return load_task(config.task.options(config.runtime.data_path), config.seed)
 
 
-def _templates(config: RunConfig) -> list[str]:
-    """The prompts that zero-shot may choose from; in a deployment the data is elsewhere, so the configured one."""
+def _templates(config: RunConfig, journal: Journal) -> list[str]:
+    """The prompts to try the plain model with: those of the task that fit; in a deployment the configured one."""
     if config.runtime.name == "deployment":
         return [config.task.template]
-    return [template.name for template in _task(config).templates]
+    task, runtime = _task(config), config.runtime
+    tokenizer = load_tokenizer(config.model.ref(runtime.model_path), runtime.dtype)
+    fitting = []
+    for template in task.templates:
+        try:
+            build_encoder(task, tokenizer, template=template.name, loss=config.task.loss,
+                          max_tokens=config.task.max_tokens)  # fmt: skip
+            fitting.append(template.name)
+        except ConfigError as error:
+            journal.note(f"prompt {template.name} is left out: {error}")
+    return fitting
 
 
 def _has(journal: Journal, kind: str, name: str) -> bool:

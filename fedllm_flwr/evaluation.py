@@ -6,8 +6,10 @@ from typing import Any
 
 from clients.workspace import open_workspace
 from fedllm_flwr.averaging import product_of
+from fedllm_flwr.config import RunConfig
 from fedllm_flwr.core import resumed_config, whole_json
 from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.exporting import CONTROLLER_FILE
 from fedllm_flwr.models.export import import_peft
 from fedllm_flwr.models.export_prompts import import_prompt
 from fedllm_flwr.runs.directory import RunDirectory
@@ -31,6 +33,11 @@ def evaluate_run(directory: RunDirectory, runtime: RuntimeConfig | None) -> dict
         ConfigError: The run has left no adapter.
     """
     folder = directory.path / "adapter"
+    if (folder / CONTROLLER_FILE).exists():
+        raise ConfigError(
+            f"{directory.path}: its controller works between clients and a server, expected an adapter or a prompt; "
+            "the run's own report has its figures"
+        )
     if not (folder / "adapter_config.json").exists():
         raise ConfigError(
             f"{directory.path}: expected a finished run with adapter/, found none; resume it first"
@@ -58,4 +65,17 @@ def evaluate_run(directory: RunDirectory, runtime: RuntimeConfig | None) -> dict
         "run": str(directory.path),
         **tally.figures(work.task.kind),
         "test_rows": len(work.task.splits["test"]),
+        **_reservations(config),
     }
+
+
+def _reservations(config: RunConfig) -> dict[str, str]:
+    """What of a run its export does not have, so that figures are not mistaken for the run's own."""
+    missing = []
+    if isinstance(config.method, FedPromptConfig):
+        missing += ["personal prompts"] if config.method.personal_length else []
+        missing += ["the prompts of clusters"] if config.method.cluster_length else []
+    missing += (
+        ["the clients' own names of labels"] if config.partition.label_conventions > 1 else []
+    )
+    return {"without": ", ".join(missing)} if missing else {}

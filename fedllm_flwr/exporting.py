@@ -1,6 +1,11 @@
-"""What a run leaves for other programs: its adapter or its prompts, in PEFT's format."""
+"""What a run leaves for other programs: its adapter or its prompts in PEFT's format, or its controller."""
 
+import dataclasses
+import json
 from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
 
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.models.export import export_peft
@@ -10,12 +15,14 @@ from fedllm_flwr.prompts import PromptSpec, Segment
 from fedllm_flwr.settings.methods import FedPromptConfig
 from fedllm_flwr.tasks.catalog import load_task
 from fedllm_flwr.tasks.encode import build_encoder
-from strategies import FedLora, FedPrompt, RoundStrategy
+from strategies import FedLora, FedPrompt, FedResPrompt, RoundStrategy
 from strategies.fedprompt import CLUSTER
+
+CONTROLLER_FILE = "controller.safetensors"
 
 
 def export(config: RunConfig, strategy: RoundStrategy, folder: Path) -> None:
-    """Write the global model in PEFT's format; prompts of clusters go into folders of their own.
+    """Write the global model, in PEFT's format where that has one; prompts of clusters go into folders of their own.
 
     Personal prompts are not at the server, so what is written is the part that all clients share.
 
@@ -31,6 +38,8 @@ def export(config: RunConfig, strategy: RoundStrategy, folder: Path) -> None:
         )
     elif isinstance(strategy, FedPrompt):
         _export_prompts(config, strategy, folder)
+    elif isinstance(strategy, FedResPrompt):
+        _export_controller(config, strategy, folder)
 
 
 def _export_prompts(config: RunConfig, strategy: FedPrompt, folder: Path) -> None:
@@ -52,10 +61,31 @@ def _export_prompts(config: RunConfig, strategy: FedPrompt, folder: Path) -> Non
             export_prompt(own, ref, both, flat, fixed_ids=fixed, dtype=dtype)
 
 
+def _export_controller(config: RunConfig, strategy: FedResPrompt, folder: Path) -> None:
+    """A controller in a format of our own, with all that it takes to build the reservoir before it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    spec, values = strategy.spec, strategy.controller
+    arrays = {"W_out": values[: spec.readout_values].reshape(spec.bottleneck, -1)}
+    if values.size == spec.size:  # else P is the clients' own
+        arrays["P"] = values[spec.readout_values :].reshape(-1, spec.bottleneck)
+    save_file(
+        {name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / CONTROLLER_FILE
+    )
+    series_width = load_task(
+        config.task.options(config.runtime.data_path), config.seed
+    ).series_width
+    described = {
+        "model": config.model.ref(config.runtime.model_path).label,
+        "controller": dataclasses.asdict(spec),
+        "reservoir": dataclasses.asdict(strategy.method.reservoir(config.seed, series_width)),
+        "reservoir_fingerprint": strategy.reservoir,
+        "reads": "series" if series_width else "projected token embeddings",
+    }
+    (folder / "controller.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
 def _fixed_ids(config: RunConfig) -> tuple[int, ...]:
-    """Tokens of the text ahead of every row; none in a deployment, where the data and its prompts are on the nodes."""
-    if config.runtime.name == "deployment":
-        return ()
+    """Tokens of the text ahead of every row."""
     task = load_task(config.task.options(config.runtime.data_path), config.seed)
     ref = config.model.ref(config.runtime.model_path)
     encoder = build_encoder(

@@ -72,9 +72,15 @@ def launch(
     if config.runtime.name == "loopback":
         return _loopback(config)
     if config.runtime.name == "deployment":
+        if not config.runtime.connection:
+            raise ConfigError(
+                "runtime.connection: expected the name of your SuperLink's connection in Flower's config.toml, got "
+                "nothing (`local` is Flower's own local SuperLink)"
+            )
         home = Path(os.environ.get("FLWR_HOME", Path.home() / ".flwr"))
+        home.mkdir(parents=True, exist_ok=True)
         link = SuperLink(home, Path(os.devnull), dict(os.environ), None)  # type: ignore[arg-type]
-        return _flower(config, overrides, link, config.runtime.connection or "local")
+        return _flower(config, overrides, link, config.runtime.connection)
     if superlink is not None:
         return _flower(config, overrides, superlink, CONNECTION)
     with simulation_superlink(config) as own:

@@ -11,11 +11,14 @@ from fedllm_flwr.models.kernels import choose
 from fedllm_flwr.models.shapes import layer_shapes
 from fedllm_flwr.models.soft import check_window
 from fedllm_flwr.models.tokenizers import load_tokenizer
-from fedllm_flwr.settings.methods import FedPromptConfig
-from fedllm_flwr.tasks.base import Task
+from fedllm_flwr.reservoir import Reservoir
+from fedllm_flwr.settings.methods import FedPromptConfig, FedResPromptConfig
+from fedllm_flwr.tasks.base import SPLITS, Task
 from fedllm_flwr.tasks.catalog import load_task
 from fedllm_flwr.tasks.encode import build_encoder
 from fedllm_flwr.tasks.partitions import ClientRows, partition
+from fedllm_flwr.tasks.series_tasks import parse_series
+from strategies.fedprompt import NAME_LENGTH, first_parts
 
 
 def preflight(config: RunConfig) -> None:
@@ -41,6 +44,7 @@ def preflight(config: RunConfig) -> None:
         clients = partition(task, config.partition, config.seed)
         check_groups(config, task, clients)
         _check_words(config, task)
+        _check_series(config, task, clients)
 
 
 def check_out_dir(out_dir: Path) -> None:
@@ -64,6 +68,11 @@ def _check_method(config: RunConfig) -> None:
     ref, method = config.model.ref(config.runtime.model_path), config.method
     if isinstance(method, FedPromptConfig):
         check_window(ref, method.spec().length, config.task.max_tokens)
+        first_parts(config)
+        return
+    if isinstance(method, FedResPromptConfig):
+        text_tokens = 0 if method.server_text == "none" else config.task.max_tokens
+        check_window(ref, method.length, text_tokens)
         return
     for shape in layer_shapes(ref, method.target_modules):
         width = min(shape.in_features, shape.out_features)
@@ -86,6 +95,16 @@ def _check_words(config: RunConfig, task: Task) -> None:
     )
 
 
+def _check_series(config: RunConfig, task: Task, clients: Sequence[ClientRows]) -> None:
+    """Read every series once, and build the reservoir that is to read them."""
+    if not isinstance(config.method, FedResPromptConfig):
+        return
+    Reservoir(config.method.reservoir(config.seed, task.series_width))
+    for row in (r for c in clients for split in SPLITS for r in getattr(c, split)):
+        if task.series_width:
+            parse_series(row, task.series_width)
+
+
 def check_groups(config: RunConfig, task: Task, clients: Sequence[ClientRows]) -> None:
     """Hold the groups that a run is fair over, or clustered by, against the rows that the clients hold.
 
@@ -93,6 +112,13 @@ def check_groups(config: RunConfig, task: Task, clients: Sequence[ClientRows]) -
         ConfigError: The data has no groups, no attribute can be inferred, or a group has no row to train on or to test.
     """
     method, chosen = config.method, config.fairness.groups
+    if task.kind != "classification" and (
+        chosen == "label" or config.fairness.name == "accuracy_gap"
+    ):
+        raise ConfigError(
+            f"fairness={config.fairness.name} fairness.groups={chosen} and task={config.task.name}: expected rows "
+            "with labels, got free text"
+        )
     if chosen == "inferred" and task.attribute is None:
         raise ConfigError(
             f"fairness.groups=inferred and task={config.task.name}: the task has no attribute to infer, use data, "
@@ -107,6 +133,12 @@ def check_groups(config: RunConfig, task: Task, clients: Sequence[ClientRows]) -
         raise ConfigError(
             f"{option} and task={config.task.name}: expected rows with groups, got none"
         )
+    for name in sorted(set().union(*counts.values())):
+        if len(name) > NAME_LENGTH:
+            raise ConfigError(
+                f"task={config.task.name}: expected groups with names of at most {NAME_LENGTH} characters, got "
+                f"{name[:20]!r}… with {len(name)}"
+            )
     for split, found in counts.items():
         for name in sorted(set().union(*counts.values()) - set(found)):
             raise ConfigError(

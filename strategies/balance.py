@@ -20,6 +20,8 @@ from fedllm_flwr.fairness import (
 from fedllm_flwr.settings.federation import FairnessConfig
 from strategies.exchange import ClientReply, checked_number
 
+LEAST_FACTOR = 1e-9
+"""Of a client all of whose groups have a share of 0: it counts for nothing, and is no error."""
 MAX_GROUPS = 1000
 """Of one client's answer: more is no answer of an honest client."""
 
@@ -55,6 +57,7 @@ class Balance:
         self._multipliers: dict[str, float] = {}
         self._counts: dict[int, dict[str, int]] = {}
         self._round: list[Mapping[str, GroupSums]] = []
+        self._sent: dict[str, Any] = {}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -66,16 +69,30 @@ class Balance:
         return dict(sorted(found.items()))
 
     def instruction(self) -> dict[str, Any]:
-        """What a training message says about groups: nothing without an objective, no weights before any are known."""
-        if self._config.name == "none":
-            return {}
-        if self._config.name == "q_ffl":
-            return {"group-weights": {}}
-        return {"group-weights": self._objective.row_weights(self._multipliers, self.counts)}
+        """What this round's training messages say about groups, a retry's too: nothing without an objective."""
+        return self._sent
 
     def begin(self) -> None:
-        """Start a round."""
+        """Start a round; its weights are those of the multipliers and counts so far, none before any are known."""
         self._round = []
+        if self._config.name == "q_ffl":
+            self._sent = {"group-weights": {}}
+        elif self._config.name != "none":
+            weights = self._objective.row_weights(self._multipliers, self.counts)
+            self._sent = {"group-weights": weights}
+
+    def factor(self, sums: Mapping[str, GroupSums]) -> float:
+        """What a client's weight in the mean is multiplied with: the mean weight of its rows, above 0.
+
+        Clients scale their rows' weights to a mean of 1 (see ``clients.groups.row_weights``), so what their rows weigh
+        together counts here.
+        """
+        weights = self._sent.get("group-weights") or {}
+        total = sum(value.total for value in sums.values())
+        if not weights or not total:
+            return 1.0
+        mean = sum(weights.get(name, 1.0) * value.total for name, value in sums.items()) / total
+        return max(mean, LEAST_FACTOR)
 
     def checked(self, reply: ClientReply) -> dict[str, GroupSums]:
         """A client's sums per group.
@@ -129,6 +146,10 @@ class Balance:
             }
             for group, multiplier in self._multipliers.items()
         ]  # fmt: skip
+
+    def slack(self, sums: Mapping[str, GroupSums]) -> dict[str, float]:
+        """How far each group stays inside the objective's constraint, if it has one; below 0 it is broken."""
+        return self._objective.slack(sums)
 
     def state(self) -> dict[str, Any]:
         """What the next round depends on, as JSON."""

@@ -7,18 +7,25 @@ starting anew each round, so that the only difference is what is shared. Each ta
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from flwr.app import ConfigRecord, Message
 
 from fedllm_flwr import records
 from fedllm_flwr.config import RunConfig
-from fedllm_flwr.settings.methods import FedPromptConfig
+from fedllm_flwr.settings.methods import FedPromptConfig, FedResPromptConfig
 from strategies import build_strategy
 from strategies.exchange import stream
 from strategies.hosting import Hosting
 from strategies.rounds import RoundStrategy
 from strategies.tally import SplitTally
+
+PLAIN_MEANS: dict[str, Literal["factor_mean", "prompt_mean", "controller_mean"]] = {
+    "fedlora": "factor_mean",
+    "fedprompt": "prompt_mean",
+    "fedresprompt": "controller_mean",
+}
+"""Method name -> the strategy under which a client that is alone goes on from its own result."""
 
 
 class Recorder:
@@ -53,7 +60,7 @@ def figures(evaluations: Iterable[Mapping[str, Any]], split: str, kind: str) -> 
     """The figures of one split, over rows, clients and groups."""
     tally = SplitTally()
     for sums in evaluations:
-        if sums["split"] != split:
+        if sums.get("split") != split:  # a multiplier has none
             continue
         if sums["kind"] == "group":
             tally.groups[sums["group"]].add(sums)
@@ -70,27 +77,35 @@ def score(found: Mapping[str, float]) -> float:
 def unfederated(config: RunConfig, learning_rate: float, num_rounds: int) -> RunConfig:
     """The same local work with nothing merged: every client (or the pool) goes on from its own adapter.
 
-    A prompt has as many tokens as the method's, all of one kind: where nothing is shared, all of it is personal.
+    A prompt has as many tokens as the method's, all of one kind: where nothing is shared, all of it is personal. A
+    controller is averaged with none, so nothing of it has to be kept from the others.
     """
-    method = config.method
+    method, client = config.method, config.client
     if isinstance(method, FedPromptConfig):
+        if method.local_training == "alternating":  # which does the local work twice
+            client = dataclasses.replace(
+                client, local_epochs=2 * client.local_epochs, local_steps=2 * client.local_steps
+            )
         method = dataclasses.replace(
             method, length=method.spec().length, personal_length=0, cluster_length=0,
             local_training="joint", common_start=True,
         )  # fmt: skip
+    elif isinstance(method, FedResPromptConfig):
+        method = dataclasses.replace(method, mode="fedavg_controller")
     else:
         method = dataclasses.replace(method, sharing="both")
     return dataclasses.replace(
         config,
         strategy=dataclasses.replace(
             config.strategy,
-            name="prompt_mean" if isinstance(method, FedPromptConfig) else "factor_mean",
+            name=PLAIN_MEANS[method.name],
             server_optimizer="fedavg",
             server_learning_rate=0.0,
             server_momentum=-1.0,
             cohort_fraction=1.0,
         ),
         method=method,
+        client=client,
         optimizer=dataclasses.replace(config.optimizer, learning_rate=learning_rate),
         wire=dataclasses.replace(config.wire, uplink="float32", downlink="float32"),
         fairness=dataclasses.replace(config.fairness, name="none"),

@@ -20,7 +20,6 @@ from fedllm_flwr.averaging import (
     State,
     beside_shared,
 )
-from fedllm_flwr.averaging.weights import client_weight
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import ShapeError, WireError
 from fedllm_flwr.models.adapters import AdapterLayout, Side, initial_factors, layer_shapes
@@ -140,9 +139,7 @@ class FedLora(RoundStrategy):
             )
         self._check_finite(client, layout, flat)
         figures = training_figures(client, reply.info)
-        weight = client_weight(
-            self.config.strategy.weighting, figures["num_examples"], client=reply.partition_id
-        )
+        weight = self.weight_of(reply, figures["num_examples"])
         self._rule.add(self._beside(flat, layout, spec.scaling), weight, reply.partition_id)
         record = {"kind": "client", "round": server_round, "partition_id": reply.partition_id}
         return {**record, **figures, "rank": spec.rank}

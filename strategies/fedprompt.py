@@ -16,10 +16,9 @@ from flwr.app import ArrayRecord
 
 from fedllm_flwr.averaging import RunningMean, State
 from fedllm_flwr.averaging.checks import check_values
-from fedllm_flwr.averaging.weights import client_weight
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import ShapeError, WireError
-from fedllm_flwr.fairness import QFairMean
+from fedllm_flwr.fairness import GroupSums, QFairMean
 from fedllm_flwr.models.peft_prompts import PeftPromptSpec, start_module
 from fedllm_flwr.models.prompt_start import embedding_table, start_prompt
 from fedllm_flwr.seeding import derive_seed
@@ -91,6 +90,7 @@ class FedPrompt(RoundStrategy):
         self._cluster_start = first.get("cluster")
         self.parts: dict[str, np.ndarray] = {"shared": first["shared"]}
         self.clusters: dict[int, str] = {}
+        self.trained_ids: set[int] = set()
         self._optimizer = server_optimizer(config.strategy)
         self._moments: State | None = None
         self._sums: dict[str, RunningMean] = {}
@@ -149,11 +149,9 @@ class FedPrompt(RoundStrategy):
                 )
             check_values(reply.parts[part], f"{client}, part {part}")
         figures = training_figures(client, reply.info)
-        weight = client_weight(
-            self.config.strategy.weighting, figures["num_examples"], client=reply.partition_id
-        )
+        weight = self.weight_of(reply, figures["num_examples"])
         if self._fair is not None:
-            [sums] = self.balance.checked(reply).values()
+            sums = sum(self.balance.checked(reply).values(), GroupSums())
             update = reply.parts["shared"] - self.parts["shared"]
             self._fair.add(update, sums.mean_loss, weight=weight, client=reply.partition_id)
         for part, values in reply.parts.items():
@@ -161,6 +159,7 @@ class FedPrompt(RoundStrategy):
             total = self._sums.setdefault(key, RunningMean(values.size))
             total.add(values, weight, client=reply.partition_id)
         record = {"kind": "client", "round": server_round, "partition_id": reply.partition_id}
+        self._note_loss(reply, server_round)
         if name:
             self.clusters[reply.partition_id] = name
             record["cluster"] = name
@@ -197,7 +196,8 @@ class FedPrompt(RoundStrategy):
         if self._moments is not None:
             arrays |= {f"optimizer/{n}": values for n, values in self._moments.arrays().items()}
         clusters = {str(client): name for client, name in sorted(self.clusters.items())}
-        return Checkpointed(server_round, arrays, {"clusters": clusters})
+        state = {"clusters": clusters, "trained": sorted(self.trained_ids)}
+        return Checkpointed(server_round, arrays, state)
 
     def restore(self, saved: Checkpointed) -> None:
         """Go on from a checkpoint.
@@ -217,6 +217,7 @@ class FedPrompt(RoundStrategy):
         }
         self._moments = State.from_arrays(moments) if moments else None
         self.parts = {n: v for n, v in saved.arrays.items() if not n.startswith("optimizer/")}
+        self.trained_ids = set(saved.state["trained"])
         self.clusters = {int(client): name for client, name in saved.state["clusters"].items()}
 
     def arrays(self) -> ArrayRecord:
@@ -239,6 +240,19 @@ class FedPrompt(RoundStrategy):
             warmup_rounds=client.warmup_rounds,
             minimum_fraction=client.minimum_fraction,
         )
+
+    def _note_loss(self, reply: ClientReply, server_round: int) -> None:
+        """Say so when a client that has trained before comes without its personal prompt."""
+        if reply.info.get("personal") == "new" and reply.partition_id in self.trained_ids:
+            self.observer.evaluated(
+                {
+                    "kind": "event",
+                    "round": server_round,
+                    "text": f"client {reply.partition_id} has lost its personal prompt and begins a new one; name a "
+                    "folder in its node's state-path",
+                }
+            )
+        self.trained_ids.add(reply.partition_id)
 
     def _cluster_of(self, reply: ClientReply) -> str:
         """The cluster that a client says it belongs to; empty where there are none.

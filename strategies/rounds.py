@@ -8,8 +8,9 @@ order, so a strategy also runs under Flower's.
 import json
 import math
 import time
+import uuid
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedllm_flwr import records
+from fedllm_flwr.averaging.weights import client_weight
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import RunStoppedError, ShapeError, WireError
 from strategies.balance import Balance
@@ -68,6 +70,7 @@ class RoundStrategy(Strategy):
         self.plain = False
         self.tuning: dict[str, Any] = {}
         self.balance = Balance(config.fairness)
+        self.run = uuid.uuid4().hex  # what clients keep for themselves belongs to one run
         self._sent: list[Message] = []
         self._left_to_train: list[int] = []
         self._round_figures: dict[str, Any] = {}
@@ -92,6 +95,17 @@ class RoundStrategy(Strategy):
             WireError, ShapeError: The reply is not valid; nothing has been added.
         """
 
+    def weight_of(self, reply: ClientReply, num_examples: int) -> float:
+        """What a client counts in the mean: its examples (or 1), times what its groups' rows weigh together.
+
+        Raises:
+            WireError: The number of examples is not above 0, or the sums of groups are none.
+        """
+        weight = client_weight(
+            self.config.strategy.weighting, num_examples, client=reply.partition_id
+        )
+        return weight * self.balance.factor(self.balance.checked(reply))
+
     @abstractmethod
     def finish_sum(self, server_round: int) -> None:
         """Turn the sum into the next global model."""
@@ -101,6 +115,14 @@ class RoundStrategy(Strategy):
     ) -> dict[str, np.ndarray]:
         """Of a broadcast's arrays, those that these clients need; by default all."""
         return parts
+
+    def trained(self, server_round: int, replies: Iterator[ClientReply]) -> Iterator[ClientReply]:
+        """The replies that close the round; a method with several exchanges in a round makes the others here."""
+        return replies
+
+    def measured(self, server_round: int, replies: Iterator[ClientReply]) -> Iterator[ClientReply]:
+        """The replies with sums; a method whose model is at the server makes the sums here."""
+        return replies
 
     def heard(self, reply: ClientReply) -> None:
         """A valid evaluation has arrived; a method may learn from it where a client belongs."""
@@ -167,7 +189,7 @@ class RoundStrategy(Strategy):
         """
         figures = self._round_figures
         left = []
-        for reply in by_client(self._sent, replies):
+        for reply in self.trained(server_round, by_client(self._sent, replies)):
             if reply.stray:
                 self.observer.failure(server_round, reply.partition_id, reply.error)
                 continue
@@ -232,10 +254,11 @@ class RoundStrategy(Strategy):
     ) -> MetricRecord | None:
         """Sum the clients' sums; clients that did not answer are named and left out."""
         tallies = {split: SplitTally() for split in self.evaluated_splits}
-        for reply in by_client(self._sent, replies):
+        for reply in self.measured(server_round, by_client(self._sent, replies)):
             try:
                 splits = checked_splits(reply, self.evaluated_splits)
                 groups = checked_groups(reply, self.evaluated_splits)
+                self.heard(reply)
             except WireError as error:
                 self.observer.failure(server_round, reply.partition_id, f"evaluation: {error}")
                 continue
@@ -244,7 +267,6 @@ class RoundStrategy(Strategy):
                 "round": server_round,
                 "partition_id": reply.partition_id,
             }
-            self.heard(reply)
             for split, sums in splits.items():
                 tallies[split].add(sums, groups[split])
                 self.observer.evaluated({**record, "split": split, **sums})
@@ -253,6 +275,9 @@ class RoundStrategy(Strategy):
             prefix = "" if split == "test" else f"{split}_"
             figures = tally.figures(self.task_kind)
             found |= {f"{prefix}{name}": value for name, value in figures.items()}
+            slack = self.balance.slack(tally.group_sums())
+            if slack:
+                found[f"{prefix}least_slack"] = min(slack.values())
             for name, whole in sorted(tally.groups.items()):
                 self.observer.evaluated({"kind": "group", "round": server_round, "split": split,
                                          "group": name, **asdict(whole)})  # fmt: skip
@@ -295,6 +320,7 @@ class RoundStrategy(Strategy):
         if resume_from is not None:
             self.restore(resume_from)
             self.balance.restore(resume_from.state["balance"])
+            self.run = resume_from.state["run"]
             first = resume_from.server_round + 1
         else:
             self._complete(grid, 0, seconds, rounds, result, {})
@@ -369,7 +395,9 @@ class RoundStrategy(Strategy):
     def _saved(self, server_round: int) -> Checkpointed:
         """The method's checkpoint, with the multipliers of its groups."""
         saved = self.checkpoint(server_round)
-        return replace(saved, state={**saved.state, "balance": self.balance.state()})
+        return replace(
+            saved, state={**saved.state, "balance": self.balance.state(), "run": self.run}
+        )
 
     def _content(self, parts: dict[str, np.ndarray]) -> Callable[[Sequence[int]], RecordDict]:
         """Arrays for the clients of a message; encoded once where all messages have the same."""
@@ -388,4 +416,5 @@ class RoundStrategy(Strategy):
             "config": json.loads(self.config.to_json()),
             "fingerprint": self.config.fingerprint(),
             "server-round": server_round,
+            "run": self.run,
         }

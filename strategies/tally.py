@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedllm_flwr.errors import WireError
+from fedllm_flwr.fairness import LEAST_ROWS, GroupSums
 from strategies.exchange import ClientReply, checked_number
 
 WORST_SHARE = 0.1
 """Of the clients: the worst decile."""
-MIN_GROUP_ROWS = 20
+MIN_GROUP_ROWS = LEAST_ROWS
 """Groups with fewer scored rows are reported, and left out of the worst group: their accuracy is mostly chance."""
 
 
@@ -63,6 +64,14 @@ class SplitTally:
             self.own.append(sums["correct"] / sums["total"])
         for name, part in groups.items():
             self.groups[name].add(part)
+
+    def group_sums(self) -> dict[str, GroupSums]:
+        """The groups' sums as the objectives of ``fairness`` read them; a row with several label tokens counts them."""
+        return {
+            name: GroupSums(tally.loss_sum, tally.correct, tally.label_tokens)
+            for name, tally in sorted(self.groups.items())
+            if tally.label_tokens
+        }
 
     def figures(self, kind: str) -> dict[str, float]:
         """Over all rows, and for classification over clients (mean, worst, worst decile) and groups (worst, gap)."""

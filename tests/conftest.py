@@ -65,8 +65,10 @@ MICRO = (
 
 MICRO_METHODS = {
     "fedlora": ("method.rank=4", "method.alpha=8", "method.target_modules=[q_proj,v_proj]"),
-    "fedprompt": ("strategy=prompt_mean", "method.length=3"),
-}
+    "fedprompt": ("strategy=prompt_mean", "method.length=3", "task.template=read"),
+    "fedresprompt": ("strategy=controller_mean", "method.length=2", "method.controller_size=4",
+                     "method.reservoir_size=20", "method.input_size=6", "method.server_model=surrogate"),
+}  # fmt: skip
 """The smallest of each method."""
 
 

@@ -223,7 +223,7 @@ def prompted(
     config = micro("method=fedprompt", "method.personal_length=2", "fairness.groups=data", "num_rounds=1",
                    "baselines=all", "baselines.templates=true", "baselines.local_tuning=true",
                    "baselines.local_tuning_steps=12", "baselines.learning_rates=[0.001,0.1]",
-                   "task.test_rows=80", "task.validation_rows=40")  # fmt: skip
+                   "task.test_rows=160", "task.validation_rows=40")  # fmt: skip
     grid = edge_grid()
     summary = core.run(grid, config, folder)
     return grid, summary, RunDirectory.open(folder)
@@ -233,7 +233,8 @@ def test_prompts_have_every_baseline_with_figures_of_clients_and_groups(prompted
     _, summary, run = prompted
     found = {record["name"]: record for record in run.records("baseline")}
     assert set(found) == {
-        "majority", "bag_of_words", "zero_shot", "template_topic", "template_about", "local_only", "centralised",
+        "majority", "bag_of_words", "zero_shot", "template_topic", "template_about", "template_read",
+        "local_only", "centralised",
         "local_tuning",
     }  # fmt: skip
     for name in set(found) - {"majority", "bag_of_words"}:

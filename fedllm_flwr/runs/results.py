@@ -154,7 +154,7 @@ def headline(snapshot: Snapshot, rows: list[Result]) -> list[str]:
         if other is not None and name in SENTENCE_NAMES and name != "bag_of_words"
     ]
     if compared:
-        sentences.append(f"That is {_joined(compared)}.")
+        sentences.append(f"The federated result is {_joined(compared)}.")
     bag_of_words = others.get("bag_of_words")
     if bag_of_words is not None and metric == "accuracy":
         verdict = _bag_of_words(value, bag_of_words, federated.interval)

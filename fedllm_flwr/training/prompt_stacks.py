@@ -194,7 +194,7 @@ def check_rows(spec: object, rows: Sequence[Encoded], fixed_ids: Sequence[int]) 
         if not np.array_equal(row.input_ids[: len(text)], text):
             raise ShapeError(
                 f"row {row.row_id}: expected it to begin with the {len(text)} tokens of the fixed text, "
-                f"behind which the prompt stands, got {row.input_ids[: len(text)].tolist()}"
+                f"behind which the prompt stands, got other tokens"
             )
         if len(row.targets) and row.predict_from[0] < len(text):
             raise ShapeError(

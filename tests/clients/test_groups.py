@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,11 +56,13 @@ def test_sums_by_hand() -> None:
     }
 
 
-def test_weights_follow_groups_and_a_group_without_one_weighs_1() -> None:
+def test_weights_follow_groups_with_a_mean_of_1_and_a_group_without_one_weighs_1() -> None:
     assert row_weights(["a", "b"], {}) is None
-    np.testing.assert_array_equal(
-        row_weights(["a", "b", "c"], {"a": 2.0, "b": 0.5}), [2.0, 0.5, 1.0]
-    )
+    weights = {"a": 2.0, "b": 0.5}
+    np.testing.assert_allclose(row_weights(["a", "b", "c", "b"], weights), [2.0, 0.5, 1.0, 0.5])
+    np.testing.assert_allclose(row_weights(["a", "b"], weights), [1.6, 0.4])
+    np.testing.assert_array_equal(row_weights(["a", "a"], weights), [1.0, 1.0])
+    np.testing.assert_array_equal(row_weights(["a", "a"], {"a": 0.0}), [1.0, 1.0])
 
 
 def test_evaluation_sums_leave_rows_without_a_label_out_of_the_accuracy(work: Fixture) -> None:
@@ -89,3 +92,14 @@ def test_a_task_without_groups_has_no_clusters(micro: Fixture, work: Fixture) ->
                  "partition=iid", "partition.num_clients=2")  # fmt: skip
     with pytest.raises(ConfigError, match=r"method\.cluster_length > 0 and task=r8_topics"):
         cluster_of(work(*overrides), 0)
+
+
+def test_free_text_is_no_group(work: Fixture, tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    lines = [f"question {n},the secret answer {n}" for n in range(40)]
+    file.write_text("\n".join(["prompt,response", *lines]))
+    found = work("task=csv", "task.train_rows=0", "task.validation_rows=0", "task.test_rows=0",
+                 "task.loss=vocabulary", "partition=iid", "partition.num_clients=2",
+                 f"runtime.data_path={file}", "fairness.groups=label")  # fmt: skip
+    with pytest.raises(ConfigError, match="expected rows with labels, got free text"):
+        trained_groups(found, 0)

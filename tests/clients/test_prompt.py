@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def ask(edge_grid: Fixture) -> Callable[..., Any]:
             else {"splits": ["test"]}
         )
         common = {"config": json.loads(config.to_json()), "fingerprint": config.fingerprint(),
-                  "partition-ids": clients, "server-round": server_round}  # fmt: skip
+                  "partition-ids": clients, "server-round": server_round, "run": "r"}  # fmt: skip
         parts = {"shared": first_parts(config)["shared"]}
         content = records.instruction(common | given | own, parts, "float32")
         (reply,) = grid.send_and_receive([Message(content, 1000, kind)])
@@ -109,7 +110,7 @@ def test_tuning_is_measured_and_thrown_away(
 
 
 def test_without_a_prompt_it_is_the_plain_model(micro: Fixture, play: Fixture) -> None:
-    lora = play(micro("num_rounds=1"))
+    lora = play(micro("num_rounds=1", "task.template=read"))
     prompt = play(micro(PROMPT, "num_rounds=1"))
     found = []
     for played in (lora, prompt):
@@ -130,12 +131,40 @@ def test_a_client_without_gradients_reports_its_queries(micro: Fixture, ask: Fix
     assert set(parts) == {"0/shared", "1/shared"}
 
 
-def test_a_client_without_its_part_of_the_message_fails_alone(
+def test_a_message_without_a_part_is_said_by_each_client(
     micro: Fixture, edge_grid: Fixture
 ) -> None:
     config = micro(PROMPT)
-    common = {"config": json.loads(config.to_json()), "fingerprint": config.fingerprint(),
-              "partition-ids": [0], "server-round": 1, "learning-rate": 0.1}  # fmt: skip
+    common = {"config": json.loads(config.to_json()), "fingerprint": config.fingerprint(), "run": "r",
+              "partition-ids": [0, 1], "server-round": 1, "learning-rate": 0.1}  # fmt: skip
     content = records.instruction(common, {"other": np.ones(3, np.float32)}, "float32")
     (reply,) = edge_grid(1).send_and_receive([Message(content, 1000, records.TRAIN)])
-    assert "expected the part 'shared', got ['other']" in str(reply.error.reason)
+    found, arrays = records.read(reply, records.ANSWER)
+    assert arrays == {}
+    for client, info in enumerate(found["clients"]):
+        assert info["error"] == f"client {client}: expected the part 'shared', got ['other']"
+
+
+def test_a_client_whose_own_state_is_damaged_fails_alone_and_names_no_path(
+    micro: Fixture, ask: Fixture, edge_grid: Fixture, tmp_path: Path
+) -> None:
+    config = micro(PROMPT, "method.personal_length=2")
+    folder = tmp_path / "hospital-7" / "r" / "0"
+    folder.mkdir(parents=True)
+    (folder / "round-1.f32").write_bytes(b"odd")
+    grid = edge_grid(1, node_config={"state-path": str(tmp_path / "hospital-7")})
+    infos, parts = ask(config, records.TRAIN, [0, 1], grid, server_round=2, run="r")
+    assert set(parts) == {"1/shared"}
+    assert infos[0]["error"] == "client 0: start failed (ValueError); the node's log says why"
+    assert infos[1]["error"] == ""
+
+
+def test_personal_prompts_of_another_run_are_not_read(
+    micro: Fixture, ask: Fixture, edge_grid: Fixture
+) -> None:
+    config = micro(PROMPT, "method.personal_length=2")
+    grid = edge_grid(1)
+    first = ask(config, records.TRAIN, [0], grid, run="one")[0]
+    again = ask(config, records.TRAIN, [0], grid, server_round=2, run="one")[0]
+    other = ask(config, records.TRAIN, [0], grid, server_round=2, run="two")[0]
+    assert [infos[0]["personal"] for infos in (first, again, other)] == ["new", "kept", "new"]

@@ -31,6 +31,8 @@ NEEDED = {
     ("task", "csv"): ["task.loss=labels"],
     ("method", "fedprompt"): ["strategy=prompt_mean"],
     ("strategy", "prompt_mean"): ["method=fedprompt"],
+    ("method", "fedresprompt"): ["strategy=controller_mean", "baselines=none"],
+    ("strategy", "controller_mean"): ["method=fedresprompt", "baselines=none"],
     ("fairness", "q_ffl"): ["method=fedprompt", "strategy=prompt_mean"],
 }
 """What a leaf leaves to the user."""

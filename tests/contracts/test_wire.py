@@ -17,7 +17,7 @@ from fedllm_flwr.tasks.catalog import load_task
 
 Fixture = Callable[..., Any]
 RECORD_KEYS = {"package-version", "body", "parts", "codec"}
-COMMON = {"config", "fingerprint", "server-round", "partition-ids"}
+COMMON = {"config", "fingerprint", "server-round", "partition-ids", "run"}
 LORA = {"side-held", "delta-ranks"}
 DOWN = {
     "train": COMMON | {"learning-rate"},
@@ -97,7 +97,8 @@ def check_client(client: dict[str, Any], kind: str, config: Any) -> None:
     )
     grouped = {"groups"} if config.fairness.name != "none" else set()
     if kind == "train":
-        assert set(client) == CLIENT | clustered | grouped
+        personal = {"personal"} if getattr(config.method, "personal_length", 0) else set()
+        assert set(client) == CLIENT | clustered | grouped | personal
         for sums in client.get("groups", {}).values():
             assert set(sums) == GROUP
         return
@@ -116,8 +117,7 @@ def test_a_personal_prompt_is_in_no_message(
 ) -> None:
     played = play(configured("prompt_personal"), splits=("validation", "test"))
     stores = [
-        PersonalStore(context, played.strategy.config.fingerprint())
-        for context in played.grid.contexts.values()
+        PersonalStore(context, played.strategy.run) for context in played.grid.contexts.values()
     ]
     own = [stores[p % 2].load(p, before) for p in range(4) for before in (2, 3, 9)]
     assert all(v is not None for v in own), "each client after rounds 1, 2 and 3"

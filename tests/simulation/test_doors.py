@@ -119,6 +119,24 @@ def test_one_and_two_workers_of_a_sweep_agree_with_loopback(
         assert noise not in ended.stderr, "Flower's and Ray's own log is quiet"
 
 
+def test_personal_and_clustered_prompts_agree_with_loopback(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    prompts = [*EXPERIMENT, "method=fedprompt", "strategy=prompt_mean", "method.personal_length=2",
+               "method.cluster_length=2", "fairness=bounded_loss", "runtime.cohort_tokens=0"]  # fmt: skip
+    assert main([*prompts, f"out_dir={tmp_path / 'loopback'}"]) == 0
+    ended = terminal.type(
+        "fedllm", *prompts, "runtime=simulation", "runtime.dtype=float32", "out_dir=prompts"
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    expected = RunDirectory.open(tmp_path / "loopback").summary()
+    agreed(terminal.folder / "prompts", expected)
+    found = RunDirectory.open(terminal.folder / "prompts").summary()
+    assert found["worst_group_accuracy"] == expected["worst_group_accuracy"]
+    kept = [p.relative_to(terminal.folder) for p in terminal.folder.glob("prompts/clients/*/*")]
+    assert sorted(p.name for p in kept) == ["0", "1", "2", "3"], "a folder for each client"
+
+
 @pytest.fixture
 def superlink(terminal: Terminal, tmp_path: Path) -> Iterator[dict[str, str]]:
     """A SuperLink as a Flower user starts one, in a folder of its own; gives the environment for ``flwr``."""

@@ -33,8 +33,10 @@ def test_without_an_objective_nothing_is_asked_sent_or_kept() -> None:
 
 
 def test_the_first_round_asks_for_sums_and_weighs_nothing() -> None:
-    assert Balance(config("group_dro")).instruction() == {"group-weights": {}}
-    assert Balance(FairnessConfig(name="q_ffl")).instruction() == {"group-weights": {}}
+    for fairness in (config("group_dro"), FairnessConfig(name="q_ffl")):
+        balance = Balance(fairness)
+        balance.begin()
+        assert balance.instruction() == {"group-weights": {}}
 
 
 def test_a_bounded_loss_by_hand() -> None:
@@ -47,6 +49,7 @@ def test_a_bounded_loss_by_hand() -> None:
     assert found["a"]["slack"] == pytest.approx(-0.5)
     assert found["b"]["loss"] == pytest.approx(0.2)
     assert found["b"]["total"] == 4
+    balance.begin()
     weights = balance.instruction()["group-weights"]
     # (1 + lambda_g N / n_g) / (1 + sum of lambdas), N = 7
     assert weights == pytest.approx({"a": (1 + 7 / 3) / 2, "b": 1 / 2})
@@ -67,6 +70,8 @@ def test_a_state_goes_on_where_it_was() -> None:
     play_round(one, 1, reply(0, a=(5.0, 0, 5), b=(1.0, 3, 3)))
     two = Balance(config("agnostic"))
     two.restore(one.state())
+    one.begin()
+    two.begin()
     assert two.instruction() == one.instruction()
     later = reply(1, a=(2.0, 0, 5), b=(3.0, 3, 3))
     assert play_round(two, 2, later) == play_round(one, 2, later)
@@ -95,3 +100,26 @@ def test_settings_out_of_range_are_refused() -> None:
         FairnessConfig(name="bounded_loss", groups="data")
     with pytest.raises(ConfigError, match=r"fairness\.groups=none"):
         FairnessConfig(name="group_dro")
+
+
+def test_a_retry_of_a_round_has_the_rounds_own_weights() -> None:
+    balance = Balance(config("group_dro"))
+    play_round(balance, 1, reply(0, a=(5.0, 0, 5), b=(1.0, 3, 3)))
+    balance.begin()
+    before = balance.instruction()
+    late = reply(1, a=(9.0, 0, 3))
+    balance.add(1, balance.checked(late))
+    assert balance.instruction() == before
+
+
+def test_a_client_counts_by_the_mean_weight_of_its_rows() -> None:
+    balance = Balance(config("agnostic", step_size=10.0))
+    balance.begin()
+    first = reply(0, a=(5.0, 0, 5), b=(0.0, 5, 5))
+    assert balance.factor(balance.checked(first)) == 1.0, "no weights yet"
+    play_round(balance, 1, first)
+    balance.begin()
+    assert balance.instruction()["group-weights"] == pytest.approx({"a": 2.0, "b": 0.0})
+    mixed = balance.checked(reply(1, a=(1.0, 0, 1), b=(1.0, 0, 3)))
+    assert balance.factor(mixed) == pytest.approx(0.5)
+    assert 0 < balance.factor(balance.checked(reply(2, b=(1.0, 0, 3)))) < 1e-6

@@ -34,18 +34,18 @@ def test_the_worst_decile_is_the_mean_of_the_worst_tenth_and_at_least_one() -> N
 
 def test_groups_are_pooled_over_clients_before_they_are_compared() -> None:
     tally = SplitTally()
-    tally.add(sums(30, 40), {"a": sums(20, 20), "b": sums(10, 20)})
-    tally.add(sums(20, 40), {"a": sums(20, 40)})
+    tally.add(sums(90, 120), {"a": sums(60, 60), "b": sums(30, 60)})
+    tally.add(sums(60, 120), {"a": sums(60, 120)})
     found = tally.figures("classification")
-    assert found["accuracy"] == 50 / 80
-    assert found["worst_group_accuracy"] == 0.5, "b: 10 of 20; a: 40 of 60"
-    assert found["group_gap"] == pytest.approx(40 / 60 - 0.5)
+    assert found["accuracy"] == 150 / 240
+    assert found["worst_group_accuracy"] == 0.5, "b: 30 of 60; a: 120 of 180"
+    assert found["group_gap"] == pytest.approx(120 / 180 - 0.5)
 
 
 def test_a_small_group_is_no_worst_group() -> None:
     tally = SplitTally()
     small = MIN_GROUP_ROWS - 1
-    tally.add(sums(40, 59), {"a": sums(40, 40), "b": sums(0, small)})
+    tally.add(sums(60, 60 + small), {"a": sums(60, 60), "b": sums(0, small)})
     found = tally.figures("classification")
     assert found["worst_group_accuracy"] == 1.0
     assert found["group_gap"] == 0.0

@@ -220,7 +220,7 @@ def test_natural_needs_the_right_number_and_clients():
     with pytest.raises(
         ConfigError,
         match=r"^partition\.num_clients: task toy has 4 natural clients \(owner 0, owner 1, owner 2, "
-        r"owner 3\); expected 0 or 4, got 3$",
+        r"owner 3\); expected 4, got 3$",
     ):
         deal("natural", num_clients=3)
     row = Row("lonely", "text", "0", 0)
