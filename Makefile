@@ -42,7 +42,7 @@ floors:
 	$(BIN)/lint-imports
 
 tests:
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 fab:
 	@dir=$$(mktemp -d) && FLWR_HOME=$$dir FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 $(BIN)/python -m benchmarks.fab $$dir; status=$$?; rm -rf $$dir; exit $$status
