@@ -26,7 +26,6 @@ from fedllm_flwr.models.adapters import AdapterLayout, Side, initial_factors, la
 from fedllm_flwr.seeding import derive_seed
 from fedllm_flwr.settings.federation import StrategyConfig
 from fedllm_flwr.settings.methods import FedLoraConfig
-from fedllm_flwr.training.settings import scheduled_rate
 from strategies.exchange import ClientReply
 from strategies.figures import training_figures
 from strategies.hosting import Hosting
@@ -110,14 +109,7 @@ class FedLora(RoundStrategy):
         body: dict[str, Any] = {"side-held": held, "delta-ranks": ranks}
         if train:
             body["side"] = trained_side(self.method.sharing, server_round)
-            body["learning-rate"] = scheduled_rate(
-                self.config.optimizer.learning_rate,
-                self.config.client.schedule,
-                server_round=server_round,
-                num_rounds=self.config.num_rounds,
-                warmup_rounds=self.config.client.warmup_rounds,
-                minimum_fraction=self.config.client.minimum_fraction,
-            )
+            body["learning-rate"] = self.learning_rate(server_round)
         return body, parts
 
     def begin_sum(self, server_round: int) -> None:

@@ -23,7 +23,6 @@ from fedllm_flwr.models.peft_prompts import PeftPromptSpec, start_module
 from fedllm_flwr.models.prompt_start import embedding_table, start_prompt
 from fedllm_flwr.seeding import derive_seed
 from fedllm_flwr.settings.methods import FedPromptConfig
-from fedllm_flwr.training.settings import scheduled_rate
 from strategies.exchange import ClientReply
 from strategies.fedlora import server_optimizer
 from strategies.figures import training_figures
@@ -107,7 +106,7 @@ class FedPrompt(RoundStrategy):
             parts[START] = self._cluster_start
         if not train:
             return {}, parts
-        return {"learning-rate": self._learning_rate(server_round)}, parts
+        return {"learning-rate": self.learning_rate(server_round)}, parts
 
     def parts_for(
         self, partition_ids: Sequence[int], parts: dict[str, np.ndarray]
@@ -127,7 +126,7 @@ class FedPrompt(RoundStrategy):
         fairness = self.config.fairness
         self._fair = None
         if fairness.name == "q_ffl":
-            rate = self._learning_rate(server_round)
+            rate = self.learning_rate(server_round)
             size = self.parts["shared"].size
             self._fair = QFairMean(size, q=fairness.q, learning_rate=rate)
 
@@ -154,10 +153,11 @@ class FedPrompt(RoundStrategy):
             sums = sum(self.balance.checked(reply).values(), GroupSums())
             update = reply.parts["shared"] - self.parts["shared"]
             self._fair.add(update, sums.mean_loss, weight=weight, client=reply.partition_id)
-        for part, values in reply.parts.items():
-            key = part if part == "shared" else CLUSTER + name
-            total = self._sums.setdefault(key, RunningMean(values.size))
-            total.add(values, weight, client=reply.partition_id)
+        else:
+            for part, values in reply.parts.items():
+                key = part if part == "shared" else CLUSTER + name
+                total = self._sums.setdefault(key, RunningMean(values.size))
+                total.add(values, weight, client=reply.partition_id)
         record = {"kind": "client", "round": server_round, "partition_id": reply.partition_id}
         self._note_loss(reply, server_round)
         if name:
@@ -229,17 +229,6 @@ class FedPrompt(RoundStrategy):
         found = self.parts.get(part, self._cluster_start)
         assert found is not None  # noqa: S101  # only clustered runs have parts that do not exist yet
         return found
-
-    def _learning_rate(self, server_round: int) -> float:
-        client = self.config.client
-        return scheduled_rate(
-            self.config.optimizer.learning_rate,
-            client.schedule,
-            server_round=server_round,
-            num_rounds=self.config.num_rounds,
-            warmup_rounds=client.warmup_rounds,
-            minimum_fraction=client.minimum_fraction,
-        )
 
     def _note_loss(self, reply: ClientReply, server_round: int) -> None:
         """Say so when a client that has trained before comes without its personal prompt."""

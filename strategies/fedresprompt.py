@@ -28,7 +28,7 @@ from fedllm_flwr.seeding import derive_seed
 from fedllm_flwr.settings.methods import FedResPromptConfig
 from fedllm_flwr.tasks.catalog import load_task
 from fedllm_flwr.training.flat_optimizer import FlatOptimizer
-from fedllm_flwr.training.settings import LocalSettings, scheduled_rate
+from fedllm_flwr.training.settings import LocalSettings
 from strategies.chain import Chain, check_reservoir, checked_part, flat, in_order
 from strategies.exchange import ClientReply, by_client, checked_number, messages_for, stream
 from strategies.fedlora import server_optimizer
@@ -86,7 +86,7 @@ class FedResPrompt(RoundStrategy):
         self, server_round: int, *, train: bool
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The controller, or what of it is shared, and this round's learning rate."""
-        body = {"learning-rate": self._learning_rate(server_round)} if train else {}
+        body = {"learning-rate": self.learning_rate(server_round)} if train else {}
         return body, {CONTROLLER: self.controller}
 
     def configure_train(
@@ -105,7 +105,7 @@ class FedResPrompt(RoundStrategy):
 
     def trained(self, server_round: int, replies: Iterator[ClientReply]) -> Iterator[ClientReply]:
         """The exchanges of the round; under ``sync_sgd`` with too few clients left all of its steps are undone."""
-        rate = self._learning_rate(server_round)
+        rate = self.learning_rate(server_round)
         body = {**self._common(server_round), "learning-rate": rate}
         chain = Chain(
             self.config, self.hosting, self.server, body,
@@ -201,17 +201,6 @@ class FedResPrompt(RoundStrategy):
         return ArrayRecord({CONTROLLER: torch.from_numpy(self.controller)})  # type: ignore[arg-type]
 
     # Steps and scores at the server ------------------------------------------------------------------------------
-
-    def _learning_rate(self, server_round: int) -> float:
-        client = self.config.client
-        return scheduled_rate(
-            self.config.optimizer.learning_rate,
-            client.schedule,
-            server_round=server_round,
-            num_rounds=self.config.num_rounds,
-            warmup_rounds=client.warmup_rounds,
-            minimum_fraction=client.minimum_fraction,
-        )
 
     def _stepping(self, rate: float) -> tuple[FlatOptimizer, Controller]:
         """The clients' own optimizer, here and with its moments kept over rounds."""

@@ -23,6 +23,7 @@ from fedllm_flwr import records
 from fedllm_flwr.averaging.weights import client_weight
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import RunStoppedError, ShapeError, WireError
+from fedllm_flwr.training.settings import scheduled_rate
 from strategies.balance import Balance
 from strategies.exchange import ClientReply, by_client, messages_for, stream
 from strategies.hosting import Hosting
@@ -105,6 +106,18 @@ class RoundStrategy(Strategy):
             self.config.strategy.weighting, num_examples, client=reply.partition_id
         )
         return weight * self.balance.factor(self.balance.checked(reply))
+
+    def learning_rate(self, server_round: int) -> float:
+        """The clients' learning rate of a round, after warm-up and schedule."""
+        client = self.config.client
+        return scheduled_rate(
+            self.config.optimizer.learning_rate,
+            client.schedule,
+            server_round=server_round,
+            num_rounds=self.config.num_rounds,
+            warmup_rounds=client.warmup_rounds,
+            minimum_fraction=client.minimum_fraction,
+        )
 
     @abstractmethod
     def finish_sum(self, server_round: int) -> None:

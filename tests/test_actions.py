@@ -171,3 +171,11 @@ def test_a_comparison_goes_to_the_sweeps_folder(
     assert str(tmp_path / "all" / "comparison.md") in capsys.readouterr().err
     text = (tmp_path / "all" / "comparison.md").read_text()
     assert "absent" in text
+
+
+@pytest.mark.parametrize("action", ["report", "evaluate"])
+def test_a_setting_that_an_action_would_not_read_is_refused(
+    action: str, act: Fixture, finished: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"action={action}: .* got seed=1"):
+        act(f"action={action}", f"run={finished}", "seed=1")

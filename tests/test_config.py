@@ -144,3 +144,24 @@ def test_ranks_and_alphas_cycle_over_clients(smoke: Smoke) -> None:
     assert [method.spec(p).rank for p in range(4)] == [2, 8, 2, 8]
     assert [method.spec(p).alpha for p in range(4)] == [4, 8, 16, 4]
     assert method.server_spec().rank == 8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (["strategy.weighting=uniform", "fairness=group_dro"], "strategy.weighting=uniform and fairness=group_dro"),
+        (["method=fedprompt", "strategy=prompt_mean", "method.trainer=black_box", "baselines.learning_rates=[0.1]"],
+         "a search has no learning rate"),
+        (["method=fedprompt", "strategy=prompt_mean", "method.trainer=black_box", "baselines.local_tuning=true"],
+         "tuning takes gradients"),
+        (["method=fedprompt", "strategy=prompt_mean", "runtime=deployment", "task=csv", "task.loss=labels"],
+         "use placement=before"),
+        (["method=fedprompt", "strategy=prompt_mean", "method.personal_length=2", "selection=best_validation"],
+         "use selection=last"),
+    ],
+)  # fmt: skip
+def test_pairs_of_prompts_and_fairness_that_cannot_work_are_named(
+    smoke: Smoke, overrides: list[str], match: str
+) -> None:
+    with pytest.raises(ConfigError, match=match):
+        smoke(*overrides)

@@ -126,3 +126,26 @@ def test_a_run_directory_that_cannot_be_written_is_found_without_writing(tmp_pat
         ConfigError, match=r"out_dir: expected a folder that can be written, got .*file is a file"
     ):
         check_out_dir(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    ("columns", "overrides", "match"),
+    [
+        ("prompt,response", ["task.loss=vocabulary", "fairness.groups=label"],
+         "expected rows with labels, got free text"),
+        ("prompt,response", ["task.loss=vocabulary", "fairness=accuracy_gap", "fairness.groups=client"],
+         "expected rows with labels, got free text"),
+        ("text,label,group", ["task.loss=labels", "fairness.groups=data"], "names of at most 64 characters"),
+    ],
+)  # fmt: skip
+def test_groups_of_a_users_file_are_checked(
+    columns: str, overrides: list[str], match: str, micro: Fixture, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.csv"
+    rows = [f"row {n},{'harvest' if n % 2 else 'market'}" for n in range(60)]
+    rows = [f"{row},{'x' * 65}" for row in rows] if "group" in columns else rows
+    file.write_text("\n".join([columns, *rows]))
+    config = micro("task=csv", "task.train_rows=0", "task.validation_rows=0", "task.test_rows=0",
+                   "partition=iid", f"runtime.data_path={file}", *overrides)  # fmt: skip
+    with pytest.raises(ConfigError, match=match):
+        preflight(config)

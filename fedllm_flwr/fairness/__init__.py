@@ -1,23 +1,15 @@
-"""Objectives over groups, their figures, and q-FFL over clients; numpy only.
+"""Objectives over groups, and q-FFL over clients; numpy only.
 
 `sums` is what is known of a group, `objectives` says what an objective is, `mixtures` and `penalties` are the two
-families of them, `simplex` projects their multipliers, `q_ffl` weighs clients instead of rows, and `figures` measures.
+families of them, `simplex` projects their multipliers, and `q_ffl` weighs clients instead of rows.
 """
 
-from fedllm_flwr.fairness.figures import (
-    LEAST_ROWS,
-    GroupFigures,
-    accuracy_gap,
-    bootstrap,
-    group_figures,
-    worst_accuracy,
-)
 from fedllm_flwr.fairness.mixtures import Agnostic, GroupDro
 from fedllm_flwr.fairness.objectives import Multipliers, Objective, PlainMean
 from fedllm_flwr.fairness.penalties import AccuracyGap, BoundedLoss
 from fedllm_flwr.fairness.q_ffl import QFairMean
 from fedllm_flwr.fairness.simplex import project_capped, project_simplex
-from fedllm_flwr.fairness.sums import GroupSums, pool, present
+from fedllm_flwr.fairness.sums import LEAST_ROWS, GroupSums, pool, present
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "mean": PlainMean,
@@ -35,18 +27,13 @@ __all__ = [
     "Agnostic",
     "BoundedLoss",
     "GroupDro",
-    "GroupFigures",
     "GroupSums",
     "Multipliers",
     "Objective",
     "PlainMean",
     "QFairMean",
-    "accuracy_gap",
-    "bootstrap",
-    "group_figures",
     "pool",
     "present",
     "project_capped",
     "project_simplex",
-    "worst_accuracy",
 ]

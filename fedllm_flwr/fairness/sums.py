@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from fedllm_flwr.errors import WireError
 
+LEAST_ROWS = 50
+"""Rows from which on a group may be the worst: with 50 rows, a 95 % interval of its accuracy is at most 0.27 wide."""
+
 
 @dataclass(frozen=True, slots=True)
 class GroupSums:

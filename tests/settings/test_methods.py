@@ -39,6 +39,7 @@ BAD = [
     ({"length": 0}, r"method\.length: expected >= 1, got 0"),
     ({"personal_length": -1}, r"method\.personal_length: expected >= 0, got -1"),
     ({"start": "text"}, r"method\.start_text: belongs to method\.start=text and is needed there"),
+    ({"start": "text", "start_text": "hi", "common_start": False}, r"common_start=false and method\.start=text"),
     ({"start_text": "hello"}, r"method\.start_text: belongs to method\.start=text"),
     ({"local_training": "alternating"}, r"local_training=alternating and method\.personal_length=0"),
     ({"encoder_hidden_size": 8}, r"method\.encoder_hidden_size=8 and method\.kind=soft"),

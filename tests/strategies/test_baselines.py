@@ -40,6 +40,18 @@ def test_figures_pool_one_split_and_name_the_worst_client() -> None:
     }  # fmt: skip
 
 
+def test_multipliers_are_no_evaluations() -> None:
+    line = {"kind": "multiplier", "round": 1, "group": "a", "multiplier": 0.5}
+    assert figures([line, sums("test", 3, 4)], "test", "classification")["accuracy"] == 0.75
+
+
+def test_training_alone_does_the_work_of_both_passes(micro: Fixture) -> None:
+    prompts = ("method=fedprompt", "method.personal_length=2")
+    both = unfederated(micro(*prompts, "method.local_training=alternating"), 0.1, 1)
+    assert (both.client.local_steps, both.method.length, both.method.personal_length) == (4, 5, 0)
+    assert unfederated(micro(*prompts), 0.1, 1).client.local_steps == 2
+
+
 def test_figures_without_labels_have_no_accuracy() -> None:
     found = figures([sums("test", 0, 4)], "test", "instruction")
     assert set(found) == {"loss", "bits_per_character"}

@@ -196,3 +196,62 @@ def test_prompts_that_begin_apart_average_to_less(micro: Fixture, play: Fixture)
         sizes[common] = np.linalg.norm(played.strategy.parts["shared"]) / mean_norm
     assert sizes["true"] > 0.95
     assert sizes["false"] < 0.8
+
+
+def test_q_ffl_takes_a_clients_loss_over_all_of_its_groups(strategy: Fixture) -> None:
+    split, whole = strategy("fairness=q_ffl"), strategy("fairness=q_ffl")
+    value = random(split, 1)
+    two = {
+        "a": {"loss_sum": 1.0, "correct": 0, "total": 1},
+        "b": {"loss_sum": 3.0, "correct": 0, "total": 3},
+    }
+    split.add_reply(reply(0, value, groups=two), 1)
+    whole.add_reply(reply(0, value, groups=groups(1.0)), 1)
+    for made in (split, whole):
+        made.finish_sum(1)
+    np.testing.assert_array_equal(split.parts["shared"], whole.parts["shared"])
+
+
+def test_a_client_counts_by_what_its_groups_weigh(strategy: Fixture) -> None:
+    made = strategy("fairness=agnostic")
+    made.balance.restore(
+        {"multipliers": {"a": 0.75, "b": 0.25}, "counts": {"0": {"a": 4}, "1": {"b": 4}}}
+    )
+    made.balance.begin()
+    one, two = random(made, 1), random(made, 2)
+    for client, name, value in ((0, "a", one), (1, "b", two)):
+        made.add_reply(
+            reply(client, value, groups={name: {"loss_sum": 4.0, "correct": 0, "total": 4}}), 1
+        )
+    made.finish_sum(1)
+    np.testing.assert_allclose(made.parts["shared"], 0.75 * one + 0.25 * two, rtol=0, atol=1e-5)
+
+
+def test_a_personal_prompt_that_is_lost_is_said(micro: Fixture, play: Fixture) -> None:
+    played = play(micro(PROMPT, "method.personal_length=2", "num_rounds=1"))
+    made = played.strategy
+    for known in ("kept", "new"):
+        made.begin_sum(2)
+        made.add_reply(reply(0, random(made, 1), personal=known), 2)
+    said = [e["text"] for e in played.run.records("event") if "personal" in e["text"]]
+    assert len(said) == 1
+    assert said[0].startswith("client 0 has lost its personal prompt")
+
+
+def test_an_evaluation_without_its_cluster_is_named_and_the_run_goes_on(
+    micro: Fixture, play: Fixture, edge_grid: Fixture
+) -> None:
+    def forgetful(asked: list[Any], replies: list[Any]) -> list[Any]:
+        for one in replies:
+            if one.metadata.message_type == records.EVALUATE:
+                body, _ = records.read(one, records.ANSWER)
+                body["clients"][0].pop("cluster")
+                one.content = records.answer(body, {}, "float32", 1)
+        return replies
+
+    config = micro(PROMPT, "method.cluster_length=2", "num_rounds=1", "runtime.num_nodes=4")
+    played = play(config, grid=edge_grid(4, forgetful), splits=("test",))
+    failures = [f["reason"] for f in played.run.records("failure")]
+    assert len(failures) == 2 * 4
+    assert all("expected the name of its cluster, got None" in reason for reason in failures)
+    assert set(played.strategy.clusters) == {0, 1, 2, 3}, "learned from their training's replies"
