@@ -9,24 +9,21 @@ import json
 import math
 import time
 import uuid
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Result
 
 from fedllm_flwr import records
-from fedllm_flwr.averaging.weights import client_weight
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import RunStoppedError, ShapeError, WireError
-from fedllm_flwr.training.settings import scheduled_rate
-from strategies.balance import Balance
-from strategies.exchange import ClientReply, by_client, messages_for, stream
+from strategies.exchange import by_client, messages_for, stream
 from strategies.hosting import Hosting
+from strategies.method import FederatedMethod
 from strategies.observer import Checkpointed, Observer
 from strategies.sampling import draw_cohort
 from strategies.tally import SplitTally, checked_groups, checked_splits
@@ -36,16 +33,8 @@ class TooFewRepliesError(RunStoppedError):
     """Too few clients of a cohort gave a good reply, several times over."""
 
 
-class RoundStrategy(Strategy):
-    """A strategy whose rounds stream, retry, evaluate and checkpoint.
-
-    Args:
-        config: The run.
-        hosting: Which node hosts which client.
-        observer: Who is told.
-        partition_ids: The clients; by default all of the configuration's.
-        task_kind: ``classification`` or ``instruction``: which figures an evaluation has.
-    """
+class RoundStrategy(FederatedMethod):
+    """A strategy whose rounds stream, retry, evaluate and checkpoint (see the base class for the arguments)."""
 
     def __init__(
         self,
@@ -56,101 +45,18 @@ class RoundStrategy(Strategy):
         partition_ids: Sequence[int] | None = None,
         task_kind: str = "classification",
     ) -> None:
-        self.config = config
-        self.hosting = hosting
-        self.observer = observer
-        self.task_kind = task_kind
-        self.partition_ids = (
-            list(range(config.partition.num_clients))
-            if partition_ids is None
-            else list(partition_ids)
+        super().__init__(
+            config, hosting, observer, partition_ids=partition_ids, task_kind=task_kind
         )
         self.evaluated_ids = self.partition_ids
         self.evaluated_splits: tuple[str, ...] = ("validation", "test")
         self.template = config.task.template
         self.plain = False
         self.tuning: dict[str, Any] = {}
-        self.balance = Balance(config.fairness)
         self.run = uuid.uuid4().hex  # what clients keep for themselves belongs to one run
         self._sent: list[Message] = []
         self._left_to_train: list[int] = []
         self._round_figures: dict[str, Any] = {}
-
-    # What a method has to say ------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def broadcast(
-        self, server_round: int, *, train: bool
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Body and arrays of a round's training or evaluation messages."""
-
-    @abstractmethod
-    def begin_sum(self, server_round: int) -> None:
-        """Start a new sum."""
-
-    @abstractmethod
-    def add_reply(self, reply: ClientReply, server_round: int) -> dict[str, Any]:
-        """Validate one client's reply and add it to the sum; returns the client's record.
-
-        Raises:
-            WireError, ShapeError: The reply is not valid; nothing has been added.
-        """
-
-    def weight_of(self, reply: ClientReply, num_examples: int) -> float:
-        """What a client counts in the mean: its examples (or 1), times what its groups' rows weigh together.
-
-        Raises:
-            WireError: The number of examples is not above 0, or the sums of groups are none.
-        """
-        weight = client_weight(
-            self.config.strategy.weighting, num_examples, client=reply.partition_id
-        )
-        return weight * self.balance.factor(self.balance.checked(reply))
-
-    def learning_rate(self, server_round: int) -> float:
-        """The clients' learning rate of a round, after warm-up and schedule."""
-        client = self.config.client
-        return scheduled_rate(
-            self.config.optimizer.learning_rate,
-            client.schedule,
-            server_round=server_round,
-            num_rounds=self.config.num_rounds,
-            warmup_rounds=client.warmup_rounds,
-            minimum_fraction=client.minimum_fraction,
-        )
-
-    @abstractmethod
-    def finish_sum(self, server_round: int) -> None:
-        """Turn the sum into the next global model."""
-
-    def parts_for(
-        self, partition_ids: Sequence[int], parts: dict[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        """Of a broadcast's arrays, those that these clients need; by default all."""
-        return parts
-
-    def trained(self, server_round: int, replies: Iterator[ClientReply]) -> Iterator[ClientReply]:
-        """The replies that close the round; a method with several exchanges in a round makes the others here."""
-        return replies
-
-    def measured(self, server_round: int, replies: Iterator[ClientReply]) -> Iterator[ClientReply]:
-        """The replies with sums; a method whose model is at the server makes the sums here."""
-        return replies
-
-    def heard(self, reply: ClientReply) -> None:
-        """A valid evaluation has arrived; a method may learn from it where a client belongs."""
-
-    @abstractmethod
-    def checkpoint(self, server_round: int) -> Checkpointed:
-        """Everything that the next round depends on."""
-
-    @abstractmethod
-    def restore(self, saved: Checkpointed) -> None:
-        """Undo :meth:`checkpoint`."""
-
-    @abstractmethod
-    def arrays(self) -> ArrayRecord:
-        """The global model as Flower's record."""
 
     # Flower's hooks ----------------------------------------------------------------------------------------------
 

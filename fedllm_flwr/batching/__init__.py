@@ -1,0 +1,1 @@
+"""Three ways of answering many prompts at once: decompose, pack, batch."""

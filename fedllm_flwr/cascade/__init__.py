@@ -1,0 +1,1 @@
+"""Small models answer what they may; the rest is deferred."""

@@ -1,0 +1,1 @@
+"""How flat values become bytes on the wire and come back."""

@@ -1,0 +1,1 @@
+"""Full-weight training through few rows of each matrix."""

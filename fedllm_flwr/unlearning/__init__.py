@@ -1,0 +1,1 @@
+"""Removing a client, exactly where the method can, and proving it."""
