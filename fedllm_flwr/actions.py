@@ -43,14 +43,21 @@ def act(composed: Composed, overrides: Sequence[str]) -> int:
 def run_experiment(
     config: RunConfig, overrides: Sequence[str], out_dir: str, superlink: SuperLink | None = None
 ) -> dict[str, Any]:
-    """Check a run, carry it, and leave its command in the run directory."""
+    """Check a run, carry it, and leave its command in the run directory.
+
+    Raises:
+        KeyboardInterrupt: With the run directory, for whoever tells the user how to go on.
+    """
     config = replace(config, out_dir=out_dir)
     existing = open_existing(config, Path(out_dir))
     if existing is not None and existing.is_finished:
         return existing.summary()
     check_out_dir(Path(out_dir))
     preflight(config)
-    return launch(config, overrides, superlink)
+    try:
+        return launch(config, overrides, superlink)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(out_dir) from None
 
 
 def _run(composed: Composed, overrides: Sequence[str]) -> int:

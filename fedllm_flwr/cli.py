@@ -19,8 +19,24 @@ from fedllm_flwr.errors import ConfigError, FedLLMError, RunStoppedError
 INTERRUPTED = 130
 DONE, WRONG_INPUT, GAVE_UP = 0, 2, 3
 SWEEP_FLAGS = ("-m", "--multirun")
-HYDRA_FLAGS = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version")
+HELP_FLAGS = ("-h", "--help")
+HYDRA_FLAGS = ("--hydra-help", "-c", "--cfg", "-i", "--info", "--version")
 """What Hydra answers by itself."""
+
+HELP = """\
+fedllm: adapt language models across parties that cannot share their data
+
+  fedllm experiment=NAME [key=value ...]             run an experiment of conf/experiment
+  fedllm -m experiment=A,B seed=0,1 [key=a,b ...]    run every combination and compare them
+  fedllm action=ACTION run=DIR [key=value ...]       use what a run left: {actions}
+  fedllm --cfg job [key=value ...]                   print the composed configuration
+  fedllm --hydra-help                                what Hydra can do besides
+
+experiments: {experiments}
+groups (group=option): {groups}
+
+Every option is a key of conf/<group>/<option>.yaml, where a comment says what it means.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,21 +59,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FedLLMError as error:
         print(f"fedllm: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(
-            "fedllm: interrupted; the same command with the same out_dir goes on", file=sys.stderr
-        )
+    except KeyboardInterrupt as stop:
+        begun = [run for run in stop.args if (Path(run) / "manifest.json").exists()]
+        hint = "".join(f"; fedllm action=resume run={run} goes on" for run in begun)
+        print(f"fedllm: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
 
 
 def _main(given: list[str]) -> int:
     overrides = [a for a in given if not a.startswith("-")]
     flags = [a for a in given if a.startswith("-")]
+    if any(flag in HELP_FLAGS for flag in flags):
+        return _help()
     unknown = [flag for flag in flags if flag.partition("=")[0] not in (*HYDRA_FLAGS, *SWEEP_FLAGS)]
     if unknown:
         raise ConfigError(
             f"{unknown[0]}: unknown flag; settings are written key=value without dashes, flags are "
-            f"{', '.join((*SWEEP_FLAGS, *HYDRA_FLAGS))}"
+            f"{', '.join((*SWEEP_FLAGS, *HELP_FLAGS, *HYDRA_FLAGS))}"
         )
     from fedllm_flwr.compose import compose_run
 
@@ -76,6 +94,18 @@ def _main(given: list[str]) -> int:
     return act(composed, overrides)
 
 
+def _help() -> int:
+    """Print what can be typed, with the experiments and groups that are there."""
+    from fedllm_flwr.actions import ACTIONS
+    from fedllm_flwr.compose import CONF
+
+    groups = sorted(path.name for path in CONF.iterdir() if any(path.glob("*.yaml")))
+    experiments = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+    lists = {"actions": ACTIONS, "experiments": experiments, "groups": groups}
+    print(HELP.format(**{name: ", ".join(found) for name, found in lists.items()}), end="")
+    return DONE
+
+
 def _sweep(given: list[str], overrides: list[str]) -> int:
     """Check every job of the sweep first, then let Hydra run them, then compare."""
     from fedllm_flwr.actions import compare_sweep, sweep_superlink
@@ -91,6 +121,7 @@ def _sweep(given: list[str], overrides: list[str]) -> int:
             f"hydra.sweep.dir={Path('outputs') / 'sweeps' / time.strftime('%Y-%m-%d_%H-%M-%S')}",
         ]
     _JOBS.clear()
+    _EXPECTED[:] = [len(configs)]
     with sweep_superlink(configs) as superlink:
         _SUPERLINK[:] = [superlink]
         _through_hydra(given)
@@ -130,6 +161,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
 
 
 _JOBS: list[tuple[Path, str]] = []
+_EXPECTED: list[int] = [0]
 _SUPERLINK: list[Any] = [None]
 
 
@@ -143,6 +175,7 @@ def _job(node: DictConfig) -> float | None:
     overrides = [o for o in settings.overrides.task if not o.startswith("out_dir=")]
     out_dir = Path(settings.sweep.dir) / settings.sweep.subdir
     config = from_node(node).config
+    print(f"run {len(_JOBS) + 1} of {_EXPECTED[0]}: {' '.join(overrides)}", file=sys.stderr)
     try:
         summary = run_experiment(config, overrides, str(out_dir), _SUPERLINK[0])
     except FedLLMError as error:

@@ -18,6 +18,8 @@ from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.progress import Progress
 from strategies.observer import Checkpointed
 
+DIRECTIONS = ("uplink_bytes", "downlink_bytes")
+
 
 def peak_memory_bytes() -> int:
     """Largest resident memory that this process has had, in bytes.
@@ -47,6 +49,7 @@ class Journal:
         self._progress = progress
         self._bytes: Counter[tuple[str, str]] = Counter()
         self._messages: Counter[tuple[str, str]] = Counter()
+        self._so_far: Counter[str] = Counter()
         self._began = time.monotonic()
         self._done = 0
         self.best: tuple[float, int] | None = None
@@ -99,6 +102,10 @@ class Journal:
         record |= {
             "uplink_bytes": self._bytes["train", "uplink"],
             "downlink_bytes": self._bytes["train", "downlink"],
+        }
+        self._so_far.update({name: record[name] for name in DIRECTIONS})
+        record |= {
+            **{f"{name}_so_far": self._so_far[name] for name in DIRECTIONS},
             "seconds": time.monotonic() - self._began,
             "server_memory_bytes": peak_memory_bytes(),
         }
@@ -132,6 +139,7 @@ class Journal:
         """Forget what was written after a checkpoint; -1 forgets all rounds."""
         self.run.truncate_after(server_round)
         for record in self.run.records("round"):
+            self._so_far.update({name: record[name] for name in DIRECTIONS})
             if (score := selection_score(record)) is not None and (
                 self.best is None or score > self.best[0]
             ):

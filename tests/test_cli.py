@@ -4,11 +4,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fedllm_flwr
 from fedllm_flwr import cli
+from fedllm_flwr.core import open_or_create
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.runs.directory import RunDirectory
 
@@ -167,7 +169,17 @@ def test_an_interruption_says_how_to_go_on(
     )
     code, _, err = type_it(*SMALL, "out_dir=mine")
     assert code == cli.INTERRUPTED == 130
-    assert err == "fedllm: interrupted; the same command with the same out_dir goes on\n"
+    assert err == "fedllm: interrupted\n", "nothing was begun"
+
+    def begun(config: Any, *_: object) -> None:
+        open_or_create(config, Path(config.out_dir))
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("fedllm_flwr.actions.launch", begun)
+    _, _, err = type_it(*SMALL)
+    (made,) = (own_folder / "outputs").rglob("manifest.json")
+    expected = made.parent.relative_to(own_folder)
+    assert err == f"fedllm: interrupted; fedllm action=resume run={expected} goes on\n"
 
 
 def test_a_sweep_runs_every_job_and_leaves_one_comparison(type_it: Typed, own_folder: Path) -> None:
@@ -190,6 +202,10 @@ def test_a_sweep_runs_every_job_and_leaves_one_comparison(type_it: Typed, own_fo
     assert pairs == {(seed, rule) for seed in "01" for rule in ("factor_mean", "svd")}
     assert len({RunDirectory.open(folder / job).summary()["adapter_sha256"] for job in jobs}) == 4
     assert "comparison.md" in err
+    named = [line for line in err.splitlines() if line.startswith("run ")]
+    assert len(named) == 4
+    assert named[1].startswith("run 2 of 4: experiment=smoke")
+    assert named[1].endswith("seed=0 strategy=svd")
     assert "Comparison" in out
 
 
@@ -231,11 +247,19 @@ def test_a_configuration_that_does_not_compose_is_not_shown(
     assert len(err.splitlines()) == 1
 
 
-def test_help_is_hydras(type_it: Typed, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_names_what_can_be_typed(flag: str, type_it: Typed) -> None:
+    code, out, err = type_it(flag)
+    assert (code, err) == (0, "")
+    for word in ("experiment=NAME", "smoke", "r8_demo", "resume", "fairness", "--hydra-help"):
+        assert word in out
+
+
+def test_hydras_own_help_is_there(type_it: Typed, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        type_it("--help")
+        type_it("--hydra-help")
     assert not ended.value.code
-    assert "Powered by Hydra" in capsys.readouterr().out
+    assert "Hydra" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,13 @@ def test_bytes_are_of_one_round_by_kind_and_direction(keep: Fixture, edge_grid: 
     one, two = journal.run.records("round")
     assert (one["uplink_bytes"], one["downlink_bytes"]) == (2 * size, size)
     assert (two["uplink_bytes"], two["downlink_bytes"]) == (0, 0)
+    for line in (one, two):
+        assert (line["uplink_bytes_so_far"], line["downlink_bytes_so_far"]) == (2 * size, size)
+    again = keep()
+    again.resume(1)
+    again.finished(record(2), state(2))
+    last = again.run.records("round")[-1]
+    assert last["uplink_bytes_so_far"] == 2 * size, "a resumed run goes on counting"
 
 
 def test_what_happens_is_kept_and_shown(keep: Fixture) -> None:

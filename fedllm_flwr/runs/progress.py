@@ -39,7 +39,6 @@ class Progress:
         self._display = _Display(self._stream) if is_live else None
         self._round = self._rounds = self._cohort_size = 0
         self._seconds: list[float] = []
-        self._uplink_bytes = self._downlink_bytes = 0
 
     def __enter__(self) -> "Progress":
         """Start the display."""
@@ -85,8 +84,6 @@ class Progress:
             record: The round's record of metrics.jsonl; figures that it lacks are not shown.
         """
         self._round, self._rounds = record["round"], record.get("rounds", self._rounds)
-        self._uplink_bytes += record.get("uplink_bytes") or 0
-        self._downlink_bytes += record.get("downlink_bytes") or 0
         if self._round and record.get("seconds"):
             self._seconds.append(record["seconds"])
         figures, left = f"{self._place()}: {'  '.join(self._figures(record))}", self._left()
@@ -129,9 +126,8 @@ class Progress:
             for key, name in names.items()
             if record.get(key) is not None
         ]
-        figures.append(
-            f"up {human_bytes(self._uplink_bytes)} down {human_bytes(self._downlink_bytes)}"
-        )
+        sent = (record.get("uplink_bytes_so_far") or 0, record.get("downlink_bytes_so_far") or 0)
+        figures.append("up {} down {}".format(*map(human_bytes, sent)))
         if record.get("dropped_replies"):
             figures.append(f"dropped replies {record['dropped_replies']}")
         if record.get("seconds") is not None:

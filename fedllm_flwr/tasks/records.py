@@ -153,7 +153,7 @@ def read_csv(path: Path) -> list[Record]:
                 f"expected {len(header)} cells, got {len(cells)}"
             )
         records.append(Record(path.name, number, dict(zip(header, cells, strict=True))))
-    return _not_empty(path, records)
+    return _not_empty(path, records, "a header alone" if header else "an empty file")
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -173,7 +173,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield line, cells
 
 
-def _not_empty(path: Path, records: list[Record]) -> list[Record]:
+def _not_empty(path: Path, records: list[Record], otherwise: str = "an empty file") -> list[Record]:
     if not records:
-        raise DataError(f"{path.name}, line 1, column 1: expected records, got an empty file")
+        raise DataError(f"{path.name}, line 1, column 1: expected records, got {otherwise}")
     return records

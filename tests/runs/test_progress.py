@@ -21,7 +21,10 @@ def play(progress: Progress, rounds: int = 3) -> None:
             progress.round_started(number, rounds, 4)
             for count in range(1, 5):
                 progress.clients_done(count)
-            progress.round_done(ROUND | {"round": number, "dropped_replies": number - 1})
+            sent = {
+                f"{way}_so_far": number * ROUND[way] for way in ("uplink_bytes", "downlink_bytes")
+            }
+            progress.round_done(ROUND | sent | {"round": number, "dropped_replies": number - 1})
         progress.note("client 3: reply [dropped]")
         progress.finished({"accuracy": 0.75, "loss": 0.5, "seconds": 95.0, "method": "fedlora"})
 

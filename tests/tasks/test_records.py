@@ -54,7 +54,7 @@ def test_unusual_separators_inside_a_line_do_not_end_it(write):
         ("text, text \na,b\n", r"^a\.csv, line 1, column 2: .* once, got 'text' again$"),
         ('text,label\n"open,b\n', r"^a\.csv, line 2, column 1: .*unexpected end of data$"),
         ("", r"^a\.csv, line 1, column 1: expected records, got an empty file$"),
-        ("text,label\n", r"^a\.csv, line 1, column 1: expected records, got an empty file$"),
+        ("text,label\n", r"^a\.csv, line 1, column 1: expected records, got a header alone$"),
         (b"text,label\nok,x\nbad \xff,y\n", r"^a\.csv, line 3, column 5: .* got byte 0xff$"),
     ],
 )
