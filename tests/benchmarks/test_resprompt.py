@@ -36,12 +36,15 @@ def test_cached_states_change_nothing_and_training_learns() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.assets
 def test_the_last_line_has_the_named_figures(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(resprompt, "QUICK_REPEATS", 1)
     monkeypatch.setattr(resprompt, "EXAMPLES", 32)
     monkeypatch.setattr(resprompt, "BASELINE_EXAMPLES", 16)
+    monkeypatch.setattr(resprompt, "LM_EXAMPLES", 4)
+    monkeypatch.setattr(resprompt, "LM_BASELINE_EXAMPLES", 2)
     monkeypatch.setattr(sys, "argv", ["resprompt.py", "--quick"])
     resprompt.main()
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -52,10 +55,17 @@ def test_the_last_line_has_the_named_figures(
     )
     assert figures["surrogate_ratio"] == pytest.approx(ours / baseline, rel=0.01)
     assert figures["surrogate_difference"] < 1e-9
+    ours, baseline = (
+        figures["real_lm_examples_per_second"],
+        figures["real_lm_baseline_examples_per_second"],
+    )
+    assert figures["real_lm_ratio"] == pytest.approx(ours / baseline, rel=0.01)
+    assert figures["real_lm_difference"] < 1e-4
 
 
 def test_a_gate_says_whether_it_is_met(capsys: pytest.CaptureFixture[str]) -> None:
-    resprompt.report({"surrogate_ratio": 9.9, "surrogate_difference": 1e-12})
-    slow, exact = capsys.readouterr().out.splitlines()
+    met = {"real_lm_ratio": 5.0, "real_lm_difference": 1e-5}
+    resprompt.report({"surrogate_ratio": 9.9, "surrogate_difference": 1e-12, **met})
+    slow, exact, *_ = capsys.readouterr().out.splitlines()
     assert slow.endswith("not met")
     assert exact.endswith("  met")
