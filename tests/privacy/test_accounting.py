@@ -1,12 +1,23 @@
 import math
 
 import pytest
-from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting import (
+    GaussianDpEvent,
+    NeighboringRelation,
+    PoissonSampledDpEvent,
+    SampledWithoutReplacementDpEvent,
+)
 from dp_accounting.rdp import RdpAccountant
 from scipy.stats import norm
 
 from fedllm_flwr.errors import ConfigError
-from fedllm_flwr.privacy import single_release_epsilon, sum_epsilon
+from fedllm_flwr.privacy import (
+    fixed_size_epsilon,
+    single_release_epsilon,
+    sum_epsilon,
+    sum_rdp_epsilon,
+)
+from fedllm_flwr.privacy.accounting import ORDERS
 
 DELTA = 1e-5
 
@@ -59,3 +70,72 @@ def test_without_noise_nothing_is_private() -> None:
 def test_settings_out_of_range_are_refused(settings: tuple[float, int, float, float]) -> None:
     with pytest.raises(ConfigError, match="privacy accounting: expected"):
         sum_epsilon(*settings)
+
+
+def test_a_cohort_of_fixed_size_costs_more_than_one_of_coins() -> None:
+    """Whoever is not drawn leaves the place to another, so the sensitivity is 2 C, and the bound is loose besides."""
+    fixed = fixed_size_epsilon(4.0, 10, DELTA, 5, 50)
+    assert sum_epsilon(4.0, 10, DELTA, 0.1) < fixed < single_release_epsilon(4.0, 10, DELTA)
+    assert fixed_size_epsilon(4.0, 11, DELTA, 5, 50) > fixed
+    assert fixed_size_epsilon(4.0, 10, DELTA, 4, 50) < fixed
+    event = SampledWithoutReplacementDpEvent(50, 5, GaussianDpEvent(2.0))
+    accountant = RdpAccountant(ORDERS, neighboring_relation=NeighboringRelation.REPLACE_ONE)
+    assert accountant.compose(event, 10).get_epsilon(DELTA) == fixed
+
+
+def test_a_cohort_of_everybody_is_no_sample() -> None:
+    assert fixed_size_epsilon(2.0, 7, DELTA, 50, 50) == sum_epsilon(2.0, 7, DELTA)
+
+
+def test_weak_noise_on_a_sample_never_costs_more_than_on_everybody_replaced() -> None:
+    assert fixed_size_epsilon(2.0, 100, DELTA, 25, 50) == single_release_epsilon(2.0, 100, DELTA)
+
+
+@pytest.mark.parametrize("size", [0, 51])
+def test_a_cohort_that_cannot_be_drawn_is_refused(size: int) -> None:
+    with pytest.raises(ConfigError, match=rf"expected cohort_size in \[1, 50\], got {size}"):
+        fixed_size_epsilon(1.0, 1, DELTA, size, 50)
+
+
+CASES = [(1.0, 100, 0.1, 1e-5), (2.0, 1000, 0.01, 1e-6), (1.1, 200, 0.05, 1e-5), (1.0, 1, 0.1, 1e-5),
+         (4.0, 30, 0.999, 1e-5)]  # fmt: skip
+"""σ, releases, sampling rate, δ."""
+
+
+@pytest.mark.parametrize(("sigma", "releases", "rate", "delta"), CASES)
+def test_opacus_agrees_by_renyi_divergences(
+    sigma: float, releases: int, rate: float, delta: float
+) -> None:
+    """The same orders and the same step to (ε, δ): only rounding is left."""
+    accountants = pytest.importorskip("opacus.accountants", reason="opacus is not installed")
+    theirs = accountants.RDPAccountant()
+    theirs.history = [(sigma, rate, releases)]
+    ours = sum_rdp_epsilon(sigma, releases, delta, rate)
+    assert theirs.get_epsilon(delta, alphas=list(ORDERS)) == pytest.approx(ours, abs=1e-9)
+
+
+@pytest.mark.parametrize(("sigma", "releases", "rate", "delta"), CASES)
+def test_opacus_agrees_by_privacy_random_variables(
+    sigma: float, releases: int, rate: float, delta: float
+) -> None:
+    """PRV against PLD: the estimates within 1e-3.
+
+    What Opacus's ``get_epsilon`` returns is its estimate plus the error it was allowed, here 1e-3, and a little for
+    the error in δ: an upper bound by construction, and the only difference above 1e-3.
+    """
+    accountants = pytest.importorskip("opacus.accountants", reason="opacus is not installed")
+    theirs, error = accountants.PRVAccountant(), 1e-3
+    theirs.history = [(sigma, rate, releases)]
+    ours = sum_epsilon(sigma, releases, delta, rate)
+    found = theirs._get_dprv(eps_error=error, delta_error=delta / 1000)
+    lower, estimate, upper = found.compute_epsilon(delta, delta / 1000, error)
+    assert estimate == pytest.approx(ours, abs=1e-3)
+    assert lower <= ours <= upper
+    assert upper - estimate < 2 * error
+
+
+def test_renyi_divergences_bound_what_is_tight() -> None:
+    for sigma, releases, rate, delta in (CASES[1], CASES[3]):
+        tight = sum_epsilon(sigma, releases, delta, rate)
+        assert tight <= sum_rdp_epsilon(sigma, releases, delta, rate)
+    assert sum_rdp_epsilon(0.0, 1, DELTA) == math.inf
