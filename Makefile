@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ASSETS := $(VENV)/share/fedllm-assets
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup assets demo test check format lint types floors tests fab clean
+.PHONY: setup assets demo test check format lint types floors tests deployment-tests fab clean
 
 setup: $(VENV)/.ready
 
@@ -42,7 +42,10 @@ floors:
 	$(BIN)/lint-imports
 
 tests:
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deployment"
+
+deployment-tests: setup
+	$(BIN)/python -m pytest -m deployment
 
 fab:
 	@dir=$$(mktemp -d) && FLWR_HOME=$$dir FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 $(BIN)/python -m benchmarks.fab $$dir; status=$$?; rm -rf $$dir; exit $$status

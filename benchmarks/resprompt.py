@@ -16,6 +16,11 @@ Every measured pass computes its contexts' states anew, all together, as no step
 do not change keeps them after the first pass, which is the cached figure. Costs are CPU seconds of the process on one
 thread; the sides are measured in turns, and rates are those of the medians.
 
+The second part puts SmolLM2-135M in the surrogate's place, in float32 on both sides and with one setting of torch's
+float32 products for both. Named baseline: esnfed's `TransformersLM` with its cross-entropy over the class tokens alone,
+one prompt at a time. Ours: `ServerHalf` with the same four tokens, 64 prompts an exchange. The same with a
+cross-entropy over the whole vocabulary, again on both sides, is printed beside it.
+
 The last line is one JSON object:
     surrogate_ratio: our examples per second / the baseline's, with batches of 32.
     surrogate_examples_per_second, surrogate_baseline_examples_per_second: both rates.
@@ -23,6 +28,12 @@ The last line is one JSON object:
     surrogate_ratio_cached: the same with batches of 32 and the states there already.
     surrogate_difference: largest |ours - baseline| of any loss and of any value of W_out and P after the same steps
         one by one, in float64.
+    real_lm_ratio: our examples per second / the baseline's, cross-entropy over four tokens on both sides.
+    real_lm_examples_per_second, real_lm_baseline_examples_per_second: both rates.
+    real_lm_ratio_full_head: the same ratio with the whole vocabulary on both sides.
+    real_lm_difference: |ours - baseline| / |baseline| of the gradient of a prompt, the median over eight of them.
+    real_lm_largest_difference: the largest. The model amplifies rounding for some prompts: there float32 of either
+        side is as far from float64.
 """
 
 import argparse
@@ -33,18 +44,23 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from esnfed.esn import EchoStateNetwork
-from esnfed.llm_orchestration import EdgeClient, Server, split_federated_step
+from esnfed.llm_orchestration import EdgeClient, Server, TransformersLM, split_federated_step
 from esnfed.llm_orchestration import SurrogateLM as BaselineLM
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from fedllm_flwr.models.backbone import load
+from fedllm_flwr.models.cache import converted
+from fedllm_flwr.models.catalog import ModelRef
 from fedllm_flwr.reservoir import Controller, ControllerSpec, Reservoir, ReservoirSpec, SurrogateLM
 from fedllm_flwr.reservoir.network import Precision, spectral_radius
 from fedllm_flwr.reservoir.series import classes_of, mackey_glass, quantile_edges, windows
+from fedllm_flwr.training.server_half import ServerHalf
 
 STEPS, CLASSES, RATE = 30, 4, 0.05
 RESERVOIR = ReservoirSpec(size=200, leak=0.5)
@@ -52,10 +68,16 @@ CONTROLLER = ControllerSpec(RESERVOIR.readout_size, bottleneck=16, prompt_length
 EXAMPLES, BASELINE_EXAMPLES = 256, 64
 """Examples of one measured pass of each side."""
 BATCHES, NAMED_BATCH = (1, 8, 32, 128), 32
+WORDS = (260, 197, 372, 87)
+"""Tokens of the real model that stand for the classes."""
+LM_EXAMPLES, LM_BASELINE_EXAMPLES, LM_REPEATS = 64, 8, 7
+"""Of the real model: examples of one measured pass of each side, and measured passes at most."""
 REPEATS, QUICK_REPEATS = 15, 3
 GATES: dict[str, tuple[str, float]] = {
     "surrogate_ratio": (">=", 10.0),
     "surrogate_difference": ("<=", 1e-9),
+    "real_lm_ratio": (">=", 5.0),
+    "real_lm_difference": ("<=", 1e-4),
 }
 Pass = Callable[[], object]
 
@@ -85,16 +107,17 @@ class Ours:
 
     Args:
         precision: Of everything that is computed.
+        model: The server's; by default a surrogate.
     """
 
-    def __init__(self, precision: Precision) -> None:
+    def __init__(self, precision: Precision, model: ServerHalf | None = None) -> None:
         self.reservoir = Reservoir(RESERVOIR, precision=precision)
         start = CONTROLLER.start(seed=2)
         self.controller = Controller(
             CONTROLLER, start.double() if precision == "float64" else start
         )
         self.optimizer = self.controller.optimizer("sgd", RATE)
-        self.model = SurrogateLM(CLASSES, CONTROLLER.width, seed=3)
+        self.model = model or SurrogateLM(CLASSES, CONTROLLER.width, seed=3)
 
     def exchange(self, z: Tensor, targets: Tensor) -> Tensor:
         """One exchange of a batch: prompts up, gradients down, one step; gives the losses [B]."""
@@ -118,9 +141,10 @@ class Baseline:
 
     Args:
         start: Whose reservoir, start values and surrogate to take.
+        model: The server's in place of the surrogate.
     """
 
-    def __init__(self, start: Ours) -> None:
+    def __init__(self, start: Ours, model: Any = None) -> None:
         recurrent, inputs = start.reservoir.weights, start.reservoir.input_weights
         esn = EchoStateNetwork(
             n_inputs=1,
@@ -136,8 +160,10 @@ class Baseline:
         )
         self.client.W_out = start.controller.readout.double().numpy().copy()
         self.client.projection.P = start.controller.lift.double().numpy().copy()
-        model = BaselineLM(CLASSES, spec.width)
-        model.U = start.model.weights.double().numpy()
+        if model is None:
+            assert isinstance(start.model, SurrogateLM)
+            model = BaselineLM(CLASSES, spec.width)
+            model.U = start.model.weights.double().numpy()
         self.server = Server(model)
 
     def train(self, rows: Examples) -> list[float]:
@@ -211,7 +237,74 @@ def surrogate(repeats: int) -> dict[str, float]:
     }
 
 
-PARTS: tuple[Callable[[int], dict[str, float]], ...] = (surrogate,)
+class BaselineHead:
+    """esnfed's real model as its server calls it, with a cross-entropy over ``WORDS`` or over the vocabulary."""
+
+    def __init__(self, model: TransformersLM, *, restricted: bool) -> None:
+        self._model, self._restricted = model, restricted
+
+    def loss_and_grad(self, prompt: np.ndarray, target: int) -> Any:
+        """Loss and gradient [m, d] of one prompt [m, d]; the target is a place in ``WORDS``."""
+        if self._restricted:
+            return self._model.restricted_loss_and_grad(prompt, WORDS, target)
+        return self._model.loss_and_grad(prompt, WORDS[target])
+
+    def forward_flops(self, n_tokens: int) -> int:
+        """Not counted, as in the package."""
+        return 0
+
+
+def lm_differences(half: ServerHalf, head: BaselineHead) -> tuple[float, float]:
+    """|ours - baseline| / |baseline| of the gradients of the same prompts: the median prompt's and the largest."""
+    rows, ours = examples(LM_BASELINE_EXAMPLES), Ours("float32", half)
+    _, prompts = ours.controller.prompts(ours.reservoir.harvest(rows.contexts))
+    _, found = half.loss_and_gradient(prompts, rows.targets)
+    shares = []
+    for prompt, target, own in zip(prompts.numpy(), rows.targets.tolist(), found, strict=True):
+        wanted = torch.from_numpy(head.loss_and_grad(prompt, target)[1])
+        shares.append(float((own - wanted).norm() / wanted.norm()))
+    return statistics.median(shares), max(shares)
+
+
+def real_lm(repeats: int) -> dict[str, float]:
+    """The figures against the real language model.
+
+    Args:
+        repeats: Measured passes of each side; ``LM_REPEATS`` at most.
+    """
+    ref = ModelRef(name="smollm2_135m")
+    plain = TransformersLM(str(converted(ref, "float32")))
+    backbone = load(ref, dtype="float32", device="cpu")  # sets how torch multiplies, for both
+    rows, few = examples(LM_EXAMPLES), examples(LM_BASELINE_EXAMPLES)
+    in_full = Examples(rows.contexts, torch.tensor(WORDS)[rows.targets])
+    halves = (ServerHalf(backbone, token_ids=WORDS), ServerHalf(backbone))
+    heads = [BaselineHead(plain, restricted=restricted) for restricted in (True, False)]
+    ours = [Ours("float32", half) for half in halves]
+    theirs = [Baseline(Ours("float32"), head) for head in heads]
+    batch, one = LM_EXAMPLES, LM_BASELINE_EXAMPLES
+    passes: dict[str, tuple[int, Pass]] = {
+        "esnfed, one by one, 4 tokens (baseline)": (one, lambda: theirs[0].train(few)),
+        f"ours, batches of {batch}, 4 tokens": (batch, _bound(ours[0].train, rows, batch)),
+        "esnfed, one by one, vocabulary": (one, lambda: theirs[1].train(few)),
+        f"ours, batches of {batch}, vocabulary": (batch, _bound(ours[1].train, in_full, batch)),
+    }
+    rates = rates_of(passes, min(repeats, LM_REPEATS))
+    median, largest = lm_differences(halves[0], heads[0])
+    base, named, base_full, full = rates.values()
+    print(f"{'SmolLM2-135M, float32':44}{'examples/CPU s':>16}{'this / baseline':>18}")
+    for name, rate in rates.items():
+        print(f"  {name:42}{rate:16,.2f}{rate / base:18.2f}")
+    return {
+        "real_lm_ratio": named / base,
+        "real_lm_examples_per_second": named,
+        "real_lm_baseline_examples_per_second": base,
+        "real_lm_ratio_full_head": full / base_full,
+        "real_lm_difference": median,
+        "real_lm_largest_difference": largest,
+    }
+
+
+PARTS: tuple[Callable[[int], dict[str, float]], ...] = (surrogate, real_lm)
 """What is measured: each part takes the repeats, prints its table and gives its figures."""
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from flwr.app import Context, Message
 
-from clients import lora, prompt, resprompt
+from clients import grass, lora, prompt, resprompt
 
 Handler = Callable[[Message, Context], Message]
 
@@ -12,6 +12,7 @@ TRAIN: dict[str, Handler] = {
     "fedlora": lora.train,
     "fedprompt": prompt.train,
     "fedresprompt": resprompt.train,
+    "fedgrass": grass.train,
 }
 """Method name -> what a training message does."""
 
@@ -19,10 +20,11 @@ EVALUATE: dict[str, Handler] = {
     "fedlora": lora.evaluate,
     "fedprompt": prompt.evaluate,
     "fedresprompt": resprompt.evaluate,
+    "fedgrass": grass.evaluate,
 }
 """Method name -> what an evaluation message does."""
 
-EXCHANGE: dict[str, Handler] = {"fedresprompt": resprompt.exchange}
+EXCHANGE: dict[str, Handler] = {"fedresprompt": resprompt.exchange, "fedgrass": grass.train}
 """Method name -> what the further training messages of a round do, where a round has several."""
 
 SCORE: dict[str, Handler] = {"fedresprompt": resprompt.score}

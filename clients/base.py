@@ -16,16 +16,18 @@ from clients.groups import (
     row_weights,
     trained_groups,
 )
+from clients.sift import trains_alone
 from clients.workspace import Asked, Workspace
 from fedllm_flwr import records
 from fedllm_flwr.averaging import Delta
 from fedllm_flwr.errors import FedLLMError, WireError
 from fedllm_flwr.seeding import derive_seed
+from fedllm_flwr.settings.privacy import SamplePrivacy as SamplePrivacyConfig
 from fedllm_flwr.training.black_box import BlackBoxResult
 from fedllm_flwr.training.evaluate import row_scores
 from fedllm_flwr.training.local import ClientJob, LocalResult
 from fedllm_flwr.training.local import train as train_jobs
-from fedllm_flwr.training.settings import LocalSettings, Side
+from fedllm_flwr.training.settings import LocalSettings, SamplePrivacy, Side
 from fedllm_flwr.training.stacks import AdapterSpec
 
 LOG = logging.getLogger(__name__)
@@ -43,7 +45,12 @@ class Adapted:
 
 def local_settings(work: Workspace, learning_rate: float, side: Side = "both") -> LocalSettings:
     """The training loop's settings for one round."""
-    client, optimizer = work.config.client, work.config.optimizer
+    client, optimizer, privacy = work.config.client, work.config.optimizer, work.config.privacy
+    rows = (
+        SamplePrivacy(clip_norm=privacy.clip_norm, noise_multiplier=privacy.noise_multiplier)
+        if isinstance(privacy, SamplePrivacyConfig)
+        else None
+    )
     return LocalSettings(
         batch_size=client.batch_size,
         local_epochs=max(1, client.local_epochs),
@@ -57,8 +64,9 @@ def local_settings(work: Workspace, learning_rate: float, side: Side = "both") -
         gradient_accumulation=client.gradient_accumulation,
         clip_norm=client.clip_norm,
         proximal_mu=client.proximal_mu,
-        cohort_tokens=work.config.runtime.cohort_tokens,
+        cohort_tokens=0 if trains_alone(work.config) else work.config.runtime.cohort_tokens,
         side=side,
+        sample_privacy=rows,
     )
 
 
@@ -144,7 +152,15 @@ def answer_evaluation(
 
 
 def training_info(result: LocalResult) -> dict[str, Any]:
-    """What a client says about its training."""
+    """What a client says about its training; where single rows are private, nothing that is computed from them."""
+    if result.releases is not None:
+        return {
+            "partition-id": result.partition_id,
+            "num-examples": result.num_examples,
+            "steps": result.steps,
+            "withheld": True,
+            "error": result.error,
+        }
     return {
         "partition-id": result.partition_id,
         "num-examples": result.num_examples,

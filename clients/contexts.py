@@ -58,11 +58,25 @@ class Contexts:
             self._kept[key] = found.float()
         return self._kept[key]
 
-    def _harvested(self, rows: Sequence[Row]) -> Tensor:
+    def series(self, partition_id: int, split: str) -> list[np.ndarray]:
+        """What the reservoir reads of one client's rows, in their order; computed anew in each call.
+
+        Returns:
+            float32 [T, n_in] of each row.
+
+        Raises:
+            DataError: As in :meth:`states`.
+        """
+        return self._series(getattr(self._work.rows(partition_id), split))
+
+    def _series(self, rows: Sequence[Row]) -> list[np.ndarray]:
         width = self._work.task.series_width
+        return [parse_series(row, width) for row in rows] if width else self._embedded(rows)
+
+    def _harvested(self, rows: Sequence[Row]) -> Tensor:
         if not rows:
             return torch.empty(0, self.spec.readout_size)
-        series = [parse_series(row, width) for row in rows] if width else self._embedded(rows)
+        series = self._series(rows)
         lengths = torch.tensor([len(steps) for steps in series])
         batch = np.zeros((len(rows), int(lengths.max()), series[0].shape[1]), dtype=np.float32)
         for line, steps in zip(batch, series, strict=True):

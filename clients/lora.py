@@ -1,23 +1,30 @@
 """LoRA clients: adapter values in, local training over the shared frozen backbone, adapter values out."""
 
+from typing import Any
+
 import numpy as np
 from flwr.app import Context, Message
 
 from clients.base import (
     Adapted,
     answer_evaluation,
+    attempt,
     local_settings,
     start_sums,
     training_info,
     weights_of_rows,
 )
+from clients.outgoing import Trained, encoded_parts
+from clients.sift import served, trains_alone
 from clients.workspace import Asked, Workspace, read
 from fedllm_flwr import records
 from fedllm_flwr.averaging import Delta, LoraFactors, rescale, resize
+from fedllm_flwr.codecs import decode_difference
 from fedllm_flwr.models.adapters import AdapterLayout, LoraSpec, Side, initial_factors
 from fedllm_flwr.seeding import derive_seed
 from fedllm_flwr.settings.methods import FedLoraConfig
-from fedllm_flwr.training.local import ClientJob
+from fedllm_flwr.settings.unlearning import run_signs
+from fedllm_flwr.training.local import ClientJob, LocalResult
 from fedllm_flwr.training.local import train as train_jobs
 
 
@@ -36,12 +43,18 @@ def train(message: Message, context: Context) -> Message:
     settings = local_settings(work, float(asked.body["learning-rate"]), side)
     head = work.encoder().head_token_ids
     results = train_jobs(work.backbone, jobs, settings, head_token_ids=head, delta=delta)
-    infos, parts = [], {}
+    infos: list[dict[str, Any]] = []
+    parts: dict[str, np.ndarray] = {}
     for job, result, first in zip(jobs, results, firsts, strict=True):
-        infos.append(training_info(result) | first)
+        info = training_info(result) | first
         if not result.error:
-            spec = _method(work).spec(max(job.partition_id, 0))
-            parts[f"{result.partition_id}/adapter"] = _one_side(work, spec, result.adapter, side)
+            sent, info["error"] = attempt(
+                job.partition_id,
+                "encoding its update",
+                lambda j=job, r=result: _sent(asked, context, j, r, side),  # type: ignore[misc]
+            )
+            parts |= {f"{job.partition_id}/{name}": values for name, values in (sent or {}).items()}
+        infos.append(info)
     trained = sum(info["num-examples"] for info in infos)
     return Message(
         records.answer({"clients": infos}, parts, work.config.wire.uplink, trained),
@@ -61,13 +74,21 @@ def evaluate(message: Message, context: Context) -> Message:
     spec = _method(work).server_spec()
     layout = AdapterLayout(work.shapes, spec.rank)
     adapter = None
+    own = {p: served(asked, p) for p in asked.partition_ids}
     if "adapter" in asked.parts:
         adapter = layout.pack(received_factors(asked))
     elif asked.body.get("tune-steps"):
         seed = derive_seed(work.config.seed, "lora_a", 0)
         adapter = layout.pack(initial_factors(work.shapes, spec, seed))
     model = Adapted(adapter, spec if adapter is not None else None, _delta(asked))
-    return answer_evaluation(asked, message, lambda _: model)
+
+    def model_of(partition_id: int) -> Adapted:
+        flat = own[partition_id]
+        if flat is None:
+            return model
+        return Adapted(layout.pack(received_factors(asked, flat)), spec, model.delta)
+
+    return answer_evaluation(asked, message, model_of)
 
 
 def start_factors(asked: Asked, partition_id: int, server_round: int) -> dict[str, LoraFactors]:
@@ -86,38 +107,74 @@ def start_factors(asked: Asked, partition_id: int, server_round: int) -> dict[st
     }
 
 
-def received_factors(asked: Asked) -> dict[str, LoraFactors]:
-    """The server's adapter as it came; a side that never changes is drawn here from the run's seed."""
+def received_factors(asked: Asked, values: np.ndarray | None = None) -> dict[str, LoraFactors]:
+    """The server's adapter as it came, or the values that a client is served of it.
+
+    What never changes, and what a message tells only the difference from, is the first adapter, drawn here from the
+    run's seed.
+    """
     work = asked.work
     server = _method(work).server_spec()
     held: Side = asked.body["side-held"]
-    frozen = None
-    if held != "both":
-        seed = derive_seed(work.config.seed, "lora_a", 0)
-        frozen = initial_factors(work.shapes, server, seed)
     layout = AdapterLayout(work.shapes, server.rank, held)
-    return layout.unpack(asked.parts["adapter"], server.scaling, frozen)
+    flat = asked.parts["adapter"] if values is None else values
+    encoded = flat.dtype == np.uint8
+    if held == "both" and not encoded:
+        return layout.unpack(flat, server.scaling)
+    first = initial_factors(work.shapes, server, derive_seed(work.config.seed, "lora_a", 0))
+    if encoded:
+        codec = work.config.wire.codec("downlink")
+        flat = decode_difference(codec, flat, layout.pack(first), layout.shapes)
+    return layout.unpack(flat, server.scaling, None if held == "both" else first)
 
 
 def _job(asked: Asked, partition_id: int, server_round: int) -> ClientJob:
     work = asked.work
     spec = _method(work).spec(max(partition_id, 0))
+    start = start_factors(asked, partition_id, server_round)
     return ClientJob(
         partition_id=partition_id,
         rows=work.encoded(partition_id, "train"),
-        adapter=AdapterLayout(work.shapes, spec.rank).pack(
-            start_factors(asked, partition_id, server_round)
-        ),
+        adapter=AdapterLayout(work.shapes, spec.rank).pack(start),
+        signs=_signs(work, spec, start),
         spec=spec,
         seed=derive_seed(work.config.seed, "client", partition_id, server_round),
         row_weights=weights_of_rows(asked, partition_id),
     )
 
 
+def _signs(work: Workspace, spec: LoraSpec, start: dict[str, LoraFactors]) -> np.ndarray | None:
+    """Signs of B in the places of a whole adapter's values; those of A, which is not trained, are not looked at."""
+    if not trains_alone(work.config):
+        return None
+    layout = AdapterLayout(work.shapes, spec.rank, "b")
+    signs = run_signs(work.config.seed, layout.size).astype(np.float32)
+    return AdapterLayout(work.shapes, spec.rank).pack(layout.unpack(signs, spec.scaling, start))
+
+
 def _delta(asked: Asked) -> Delta | None:
+    """The carried delta; nobody knows it before, so a codec of differences carries it as that from zeros."""
     if "delta" not in asked.parts:
         return None
-    return records.unpack_delta(asked.parts["delta"], asked.body["delta-ranks"], asked.work.shapes)
+    flat, ranks = asked.parts["delta"], asked.body["delta-ranks"]
+    if flat.dtype == np.uint8:
+        size = records.delta_size(ranks, asked.work.shapes)
+        flat = asked.work.config.wire.codec("downlink").decode(flat, ((size,),))
+    return records.unpack_delta(flat, ranks, asked.work.shapes)
+
+
+def _sent(
+    asked: Asked, context: Context, job: ClientJob, result: LocalResult, side: Side
+) -> dict[str, np.ndarray]:
+    """A client's trained side as it travels; each side has a residual of its own."""
+    work = asked.work
+    spec = _method(work).spec(max(job.partition_id, 0))
+    trained = Trained(
+        values=_one_side(work, spec, result.adapter, side),
+        received=_one_side(work, spec, job.adapter, side),
+        shapes=AdapterLayout(work.shapes, spec.rank, side).shapes,
+    )
+    return encoded_parts(asked, context, job.partition_id, {"adapter": trained}, side)
 
 
 def _one_side(work: Workspace, spec: LoraSpec, flat: np.ndarray, side: Side) -> np.ndarray:

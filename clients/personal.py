@@ -1,8 +1,8 @@
-"""A client's personal prompt: in the node's Flower context, and on the node's disk where a folder is given.
+"""What a client keeps, such as its personal prompt: in the node's Flower context, and on its disk if a folder is given.
 
 Flower's context belongs to one run: a run that is resumed starts with an empty one, and a SuperNode that dies loses
-its own. So a node may name a folder (node config ``state-path``, or an environment variable), and a personal prompt is
-also written there. It never enters a message.
+its own. So a node may name a folder (node config ``state-path``, or an environment variable), and what a client keeps
+is also written there. It never enters a message.
 
 The values after the last rounds are kept: a round that is asked for again, after a lost reply or a kill,
 must begin where it began the first time.
@@ -22,23 +22,26 @@ from fedllm_flwr.settings.runtime import STATE_PATH_VARIABLE
 
 KEPT = 2
 """Versions in Flower's context, which travels with every message; on disk there are as many as checkpoints, and one."""
+PERSONAL = "personal"
 _FILE = re.compile(r"round-(\d+)\.f32")
 
 
 @dataclass(frozen=True)
 class PersonalStore:
-    """The personal prompts of the clients that a node hosts, for one run.
+    """One kind of values of the clients that a node hosts, for one run; by default their personal prompts.
 
     Attributes:
         context: The node's.
         run: The run's name, which the server draws and keeps over resumes; values of another run are not read, also
             not of one with the same settings, which may have had other data.
         kept: Versions on disk: a run may be resumed from any of its checkpoints.
+        kind: What is kept; kinds know nothing of each other.
     """
 
     context: Context
     run: str
     kept: int = KEPT
+    kind: str = PERSONAL
 
     def load(self, partition_id: int, before_round: int) -> np.ndarray | None:
         """A client's newest value from a round before this one; None for a client that has not trained.
@@ -59,8 +62,8 @@ class PersonalStore:
         kept = {r: v for r, v in versions.items() if r < server_round} | {server_round: values}
         newest = sorted(kept)[-KEPT:]
         arrays = {f"{r}": Array(np.ascontiguousarray(kept[r], dtype=np.float32)) for r in newest}
-        self.context.state[f"personal/{partition_id}"] = ArrayRecord(arrays)
-        self.context.state[f"personal-of/{partition_id}"] = ConfigRecord({"run": self.run})  # fmt: skip
+        self.context.state[f"{self.kind}/{partition_id}"] = ArrayRecord(arrays)
+        self.context.state[f"{self.kind}-of/{partition_id}"] = ConfigRecord({"run": self.run})  # fmt: skip
         folder = self._folder(partition_id)
         if folder is None:
             return
@@ -73,10 +76,10 @@ class PersonalStore:
         write_bytes(folder / f"round-{server_round}.f32", values.astype("<f4").tobytes())
 
     def _in_context(self, partition_id: int) -> dict[int, np.ndarray]:
-        owner = self.context.state.get(f"personal-of/{partition_id}")
+        owner = self.context.state.get(f"{self.kind}-of/{partition_id}")
         if owner is None or owner["run"] != self.run:
             return {}
-        arrays = self.context.state[f"personal/{partition_id}"]
+        arrays = self.context.state[f"{self.kind}/{partition_id}"]
         return {int(name): array.numpy() for name, array in arrays.items()}  # type: ignore[union-attr]
 
     def _on_disk(self, partition_id: int) -> dict[int, np.ndarray]:
@@ -90,7 +93,10 @@ class PersonalStore:
 
     def _folder(self, partition_id: int) -> Path | None:
         root = self.context.node_config.get("state-path", os.environ.get(STATE_PATH_VARIABLE, ""))
-        return Path(str(root)) / _safe(self.run) / str(partition_id) if root else None
+        if not root:
+            return None
+        folder = Path(str(root)) / _safe(self.run)
+        return (folder if self.kind == PERSONAL else folder / self.kind) / str(partition_id)
 
     @staticmethod
     def _files(folder: Path) -> list[int]:

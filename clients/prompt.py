@@ -7,6 +7,7 @@ store (`clients.personal`) and is in no message.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,18 @@ from clients.base import (
     weights_of_rows,
 )
 from clients.groups import cluster_of
+from clients.outgoing import Trained, encoded_parts
 from clients.personal import PersonalStore
+from clients.sift import served, trains_alone
 from clients.workspace import Asked, Workspace, read
 from fedllm_flwr import records
+from fedllm_flwr.codecs import decode_difference
 from fedllm_flwr.errors import WireError
 from fedllm_flwr.models.prompt_start import embeddings_of, start_prompt
 from fedllm_flwr.seeding import derive_seed
+from fedllm_flwr.settings.first_prompts import first_prompts, part_shape
 from fedllm_flwr.settings.methods import FedPromptConfig
+from fedllm_flwr.settings.unlearning import run_signs
 from fedllm_flwr.training.black_box import (
     BlackBoxResult,
     SearchSettings,
@@ -69,7 +75,7 @@ def train(message: Message, context: Context) -> Message:
         learned: dict[str, np.ndarray] = {}
         reason = result.error
         if not reason:
-            learned, reason = _kept(asked, store, result, server_round)
+            learned, reason = _kept(asked, context, result, server_round)
         parts |= {f"{partition_id}/{name}": values for name, values in learned.items()}
         infos[partition_id] = training_info(result) | begun[partition_id].info | {"error": reason}
     answers = [infos[partition_id] for partition_id in asked.partition_ids]
@@ -100,19 +106,25 @@ def _begin(asked: Asked, partition_id: int, store: PersonalStore, server_round: 
 
 
 def _kept(
-    asked: Asked, store: PersonalStore, result: LocalResult, server_round: int
+    asked: Asked, context: Context, result: LocalResult, server_round: int
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Keep a client's personal part; the others are for the server."""
-    learned = _method(asked.work).split(result.adapter)
+    """Encode a client's parts for the server, and keep the personal one."""
+    method, partition_id = _method(asked.work), result.partition_id
+    learned = method.split(result.adapter)
     own = learned.pop("personal", None)
-    if own is None:
-        return learned, ""
 
-    def save() -> dict[str, np.ndarray]:
-        store.save(result.partition_id, server_round, own)
-        return learned
+    def encode() -> dict[str, np.ndarray]:
+        came = received_parts(asked, partition_id)
+        trained = {
+            name: Trained(values, came[name], (part_shape(method, name, values.size),))
+            for name, values in learned.items()
+        }
+        sent = encoded_parts(asked, context, partition_id, trained)
+        if own is not None:
+            _store(context, asked).save(partition_id, server_round, own)
+        return sent
 
-    found, reason = attempt(result.partition_id, "keeping its personal prompt", save)
+    found, reason = attempt(partition_id, "keeping and encoding its prompt", encode)
     return found or {}, reason
 
 
@@ -130,6 +142,9 @@ def evaluate(message: Message, context: Context) -> Message:
         if "shared" not in asked.parts:
             return Adapted(None, None)
         spec = _method(asked.work).adapter_spec()
+        own = served(asked, partition_id)
+        if own is not None:
+            return Adapted(own, spec)
         return Adapted(_joined(asked, partition_id, store, after), spec)
 
     return answer_evaluation(asked, message, model, lambda p: _cluster_info(asked.work, p))
@@ -162,6 +177,7 @@ def _pass(
             seed=derive_seed(work.config.seed, label, partition_id, server_round),
             trained=trained,
             row_weights=weights_of_rows(asked, partition_id),
+            signs=run_signs(work.config.seed, start.size) if trains_alone(work.config) else None,
         )
         for partition_id, start in starts.items()
     ]
@@ -221,23 +237,47 @@ def _joined(asked: Asked, partition_id: int, store: PersonalStore, before_round:
         WireError: The message lacks a part.
     """
     method = _method(asked.work)
-    if "shared" not in asked.parts:
-        raise WireError(
-            f"client {partition_id}: expected the part 'shared', got {sorted(asked.parts)}"
-        )
-    parts = {"shared": asked.parts["shared"]}
-    if method.cluster_length:
-        name = CLUSTER + cluster_of(asked.work, partition_id)
-        found = asked.parts.get(name, asked.parts.get(START))
-        if found is None:
-            raise WireError(
-                f"client {partition_id}: expected the part {name!r}, got {sorted(asked.parts)}"
-            )
-        parts["cluster"] = found
+    parts = received_parts(asked, partition_id)
     if method.personal_length:
         own = store.load(partition_id, before_round)
         parts["personal"] = own if own is not None else first_personal(method, parts["shared"])
     return method.join(parts)
+
+
+def received_parts(asked: Asked, partition_id: int) -> dict[str, np.ndarray]:
+    """The shared prompt and that of the client's cluster, as they came.
+
+    Raises:
+        WireError: The message lacks a part.
+    """
+    names: dict[str, tuple[str, ...]] = {"shared": ("shared",)}
+    if _method(asked.work).cluster_length:
+        names["cluster"] = (CLUSTER + cluster_of(asked.work, partition_id), START)
+    parts = {}
+    for part, offered in names.items():
+        found = next((asked.parts[name] for name in offered if name in asked.parts), None)
+        if found is None:
+            raise WireError(
+                f"client {partition_id}: expected the part {offered[0]!r}, got {sorted(asked.parts)}"
+            )
+        parts[part] = _decoded(asked.work, part, found)
+    return parts
+
+
+def _decoded(work: Workspace, part: str, values: np.ndarray) -> np.ndarray:
+    """A part's values; a message that tells only the difference means that from the run's first prompt."""
+    if values.dtype != np.uint8:
+        return values
+    first = _first(work)[part]
+    shape = part_shape(_method(work), part, first.size)
+    return decode_difference(work.config.wire.codec("downlink"), values, first, (shape,))
+
+
+@lru_cache(maxsize=4)
+def _first(work: Workspace) -> dict[str, np.ndarray]:
+    config = work.config
+    ref = config.model.ref(config.runtime.model_path)
+    return first_prompts(_method(work), ref, embeddings_of(work.backbone), config.seed)
 
 
 def first_personal(method: FedPromptConfig, shared: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ server merges. What happens at each stage of each mode:
                           (``sync_sgd``: the controller's gradient up, no step)
     exchange, controller  ``sync_sgd`` only: the stepped controller down; next prompts up
     exchange, logits      ``label_private`` only: logits down; their slopes up
-    evaluate              controller down; prompts of held-out rows up
+    evaluate              controller down; prompts of held-out rows up, and what prompts give away (`clients.leaks`)
     score                 ``label_private`` only: their logits down; counts up
 
 With prompts go their rows' targets, except under ``label_private``, and with ``server_text`` their rows' tokens.
@@ -27,6 +27,7 @@ from torch import Tensor
 from clients.base import attempt, local_settings
 from clients.contexts import Contexts, contexts_of, method_of
 from clients.guard import guarded, slope_before_clip
+from clients.leaks import leaks
 from clients.personal import PersonalStore
 from clients.session import Session, close_session, open_session
 from clients.workspace import Asked, Workspace, read
@@ -74,14 +75,15 @@ def evaluate(message: Message, context: Context) -> Message:
         values = _whole_controller(asked, context, partition_id, before_round=after)
         controller = Controller(contexts.spec, torch.from_numpy(values))
         info: dict[str, Any] = {"splits": {}, "reservoir": contexts.reservoir.fingerprint()}
-        parts = {}
+        sent = {}
         for split in asked.body["splits"]:
             rows = getattr(work.rows(partition_id), split)
             states = contexts.states(partition_id, split)
-            parts[split] = guarded(method_of(work), controller.prompts(states)[1]).numpy().ravel()
+            sent[split] = guarded(method_of(work), controller.prompts(states)[1])
             characters = sum(len(row.target) for row in rows)
             info["splits"][split] = _facts(work, rows) | {"characters": characters}
-        return info, parts
+        info |= leaks(method_of(work), contexts, partition_id, controller, sent)
+        return info, {split: prompts.numpy().ravel() for split, prompts in sent.items()}
 
     return _answered(asked, message, prompts)
 
@@ -137,9 +139,17 @@ class _Turn:
         self._plan = [np.concatenate(step) for step in planned]
 
     def began(self) -> Answer:
-        """The first prompts, with the reservoir's fingerprint: clients of unequal reservoirs must not be averaged."""
+        """The first prompts, with the reservoir's fingerprint: clients of unequal reservoirs must not be averaged.
+
+        A client with a private matrix says whether it is its own, or the start value since it has none.
+        """
         info, parts = self._prompts()
-        return info | {"reservoir": self._contexts.reservoir.fingerprint()}, parts
+        info["reservoir"] = self._contexts.reservoir.fingerprint()
+        if self._method.mode == "private_controller":
+            store, server_round = _store(self._context, self._asked), self._session.server_round
+            known = store.load(self._client, server_round) is not None
+            info["private-matrix"] = "kept" if known else "new"
+        return info, parts
 
     def learned(self) -> Answer:
         """Take the gradient of the prompts that are out."""

@@ -151,6 +151,10 @@ def read(message: Message, context: Context) -> Asked:
             f"{body['fingerprint']}; install the same version of fedllm-flwr on both"
         )
     place, total = int(facts["partition-id"]), int(facts["num-partitions"])
+    if work.config.partition.name == "site" and total != len(work.clients):
+        raise WireError(
+            f"partition=site: expected one client for each of the {total} nodes, got {len(work.clients)} clients"
+        )
     for partition_id in body["partition-ids"]:
         if partition_id != records.POOLED and not 0 <= partition_id < len(work.clients):
             raise WireError(

@@ -1,9 +1,9 @@
-"""What ``fedllm action=…`` does: run an experiment or go on with one, evaluate or report what it left, count costs."""
+"""What ``fedllm action=…`` does: run, go on, evaluate, report; count costs; replay answers through a cascade."""
 
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,20 @@ from fedllm_flwr.core import (
     open_existing,
     resumed_config,
 )
-from fedllm_flwr.costs import FORMATS, PUBLISHED_SHAPES, cost_tables, model_shape
+from fedllm_flwr.costs import FORMATS, PUBLISHED_SHAPES, cost_tables, memory_rows, model_shape
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.launch import SuperLink, launch, simulation_superlink
-from fedllm_flwr.models.shapes import model_config
+from fedllm_flwr.models.backbone import ALL_LINEAR
+from fedllm_flwr.models.shapes import layer_shapes, model_config
 from fedllm_flwr.preflight import check_out_dir, preflight
 from fedllm_flwr.runs.compare import compare
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.report import write_report
+from fedllm_flwr.runs.status import run_status
 from fedllm_flwr.runs.tables import render_result_table
 from fedllm_flwr.runs.tensorboard import write_tensorboard
+
+Render = Callable[[Any], str]
 
 
 def act(composed: Composed, overrides: Sequence[str]) -> int:
@@ -65,7 +69,7 @@ def _run(composed: Composed, overrides: Sequence[str]) -> int:
     out_dir = config.out_dir or default_out_dir(config)
     kept = [o for o in overrides if not o.startswith(("action=", "run="))]
     run_experiment(config, kept, out_dir)
-    _show(Path(out_dir))
+    show_run(Path(out_dir))
     return 0
 
 
@@ -80,7 +84,7 @@ def _resume(composed: Composed, overrides: Sequence[str]) -> int:
     run_experiment(
         config, ["action=resume", f"run={directory.path.resolve()}", *kept], str(directory.path)
     )
-    _show(directory.path)
+    show_run(directory.path)
     return 0
 
 
@@ -108,6 +112,14 @@ def _report(composed: Composed, overrides: Sequence[str]) -> int:
     return 0
 
 
+def _status(composed: Composed, overrides: Sequence[str]) -> int:
+    """Say how far a run is; JSON on standard output, for people and monitors alike. Changes nothing."""
+    directory = RunDirectory.open(_needed(composed))
+    _only(overrides, "status")
+    print(json.dumps(run_status(directory), indent=2))
+    return 0
+
+
 def _evaluate(composed: Composed, overrides: Sequence[str]) -> int:
     """Evaluate a run's final adapter on the task's whole test split, in this process; JSON on standard output."""
     from fedllm_flwr.evaluation import evaluate_run
@@ -119,12 +131,155 @@ def _evaluate(composed: Composed, overrides: Sequence[str]) -> int:
     return 0
 
 
+def _unlearn(composed: Composed, overrides: Sequence[str]) -> int:
+    """Take a client out of a finished run, into a new run directory; the certificate on standard output."""
+    from fedllm_flwr.forgetting.command import told, unlearn
+    from fedllm_flwr.forgetting.request import read_request
+
+    directory = RunDirectory.open(_needed(composed))
+    _only(overrides, "unlearn", "client=", "method=", "out_dir=", "runtime")
+    runtime = chosen_runtime(directory, composed.config.runtime, overrides)
+    request = read_request(directory, composed.forget, composed.removal, runtime)
+    out_dir = Path(composed.config.out_dir) if composed.config.out_dir else None
+    kept = [o for o in overrides if o.startswith("runtime")]
+    folder = unlearn(request, out_dir, kept, run_experiment)
+    print(told(folder))
+    print(f"report: {folder / 'report.html'}", file=sys.stderr)
+    return 0
+
+
 def _costs(composed: Composed, overrides: Sequence[str]) -> int:
-    """Print what FedResPrompt and LoRA cost, for the published models and the chosen one, in every format."""
+    """Print what FedResPrompt and LoRA cost, for known models and the chosen one, and what training it would hold."""
+    renderers = _renderers(FORMATS, composed.format or "all")
     ref = composed.config.model.ref(composed.config.runtime.model_path)
     config = model_config(ref).get_text_config(decoder=True)
-    tables = cost_tables((*PUBLISHED_SHAPES, model_shape(config, ref.label)))
-    print("\n".join(render(tables) for render in FORMATS.values()), end="")
+    chosen = model_shape(config, ref.label)
+    layers = layer_shapes(ref, (ALL_LINEAR,))
+    matrices = [(layer.out_features, layer.in_features) for layer in layers]
+    memory = memory_rows(matrices, model=ref.label, width=chosen.width)
+    tables = cost_tables((*PUBLISHED_SHAPES, chosen), memory=memory)
+    print("\n".join(render(tables) for render in renderers), end="")
+    return 0
+
+
+def _cascade(composed: Composed, overrides: Sequence[str]) -> int:
+    """Print the accuracy and cost of a cascade for each threshold, and of what it must beat.
+
+    Over recorded answers, or over those that the configured tiers are asked for now.
+    """
+    from fedllm_flwr import cascade
+    from fedllm_flwr.tasks.records import read_json_lines
+
+    if not composed.replay:
+        return _cascade_now(composed, overrides)
+    read = ("action=", "replay=", "prices=", "format=", "seed=", "hydra.")
+    ignored = [o for o in overrides if not o.lstrip("+~").startswith(read)]
+    if ignored:
+        raise ConfigError(
+            f"action=cascade: expected only replay=, prices=, format= and seed=, got {ignored[0]}"
+        )
+    renderers = _renderers(cascade.FORMATS, composed.format or "markdown")
+    path = Path(composed.replay)
+    lines = [(record.line, record.values) for record in read_json_lines(path)]
+    recorded = cascade.recording(lines, path.name)
+    prices = cascade.parse_prices(composed.prices, list(recorded.tiers))
+    rows = cascade.replay(recorded, prices, composed.config.seed)
+    print("\n".join(render(rows) for render in renderers), end="")
+    return 0
+
+
+def _cascade_now(composed: Composed, overrides: Sequence[str]) -> int:
+    """Ask every tier everything, keep the answers, and print the tables of a replay."""
+    from fedllm_flwr import cascade
+    from fedllm_flwr.cascading import run_chain
+
+    config = _cascade_config(composed, overrides)
+    renderers = _renderers(cascade.FORMATS, composed.format or "markdown")
+    rows = run_chain(config, composed.cascade, _say)
+    print("\n".join(render(rows) for render in renderers), end="")
+    return 0
+
+
+def _cascade_at_clients(composed: Composed, overrides: Sequence[str]) -> int:
+    """Calibrate a cascade at its clients, or answer their queries; JSON on standard output."""
+    from fedllm_flwr.cascading import federate, loopback_grid
+
+    config = _cascade_config(composed, overrides, "partition", "strategy.")
+    summary = federate(loopback_grid(config), config, composed.cascade, composed.action, _say)
+    print(json.dumps(summary))
+    return 0
+
+
+def _cascade_config(composed: Composed, overrides: Sequence[str], *more: str) -> RunConfig:
+    """The settings of a cascade of real models; others would not be read.
+
+    Raises:
+        ConfigError: Names the first of them, or the output folder cannot be written.
+    """
+    read = ("action=", "experiment=", "cascade", "task", "seed=", "runtime", "out_dir=", "format=",
+            "hydra.", *more)  # fmt: skip
+    ignored = [o for o in overrides if not o.lstrip("+~").startswith(read)]
+    if ignored:
+        raise ConfigError(
+            f"action={composed.action}: expected only cascade, task, runtime, seed, out_dir and format settings, got "
+            f"{ignored[0]}"
+        )
+    config = composed.config
+    config = replace(config, out_dir=config.out_dir or default_out_dir(config))
+    check_out_dir(Path(config.out_dir))
+    return config
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _renderers(formats: Mapping[str, Render], name: str) -> list[Render]:
+    """The named format, or every one.
+
+    Raises:
+        ConfigError: There is no such format.
+    """
+    if name == "all":
+        return list(formats.values())
+    if name not in formats:
+        raise ConfigError(f"format: expected one of {', '.join(formats)}, all, got {name!r}")
+    return [formats[name]]
+
+
+def _serve_cascade(composed: Composed, overrides: Sequence[str]) -> int:
+    """Answer HTTP requests with a chain of tiers, until told to stop."""
+    from fedllm_flwr.cascading import open_chain
+    from fedllm_flwr.serving.chain_model import ChainModel
+    from fedllm_flwr.serving.server import checked_token, serve
+    from fedllm_flwr.tiers import Chain
+
+    if composed.run:
+        raise ConfigError(
+            f"action=serve: expected run= or cascade.tiers, got both, run={composed.run}"
+        )
+    if not composed.cascade.thetas:
+        raise ConfigError(
+            "action=serve: expected cascade.thetas, one for each tier but the last; action=cascade finds them"
+        )
+    config = _cascade_config(composed, overrides, "serving")
+    token = checked_token(composed.serving)
+    task, tiers = open_chain(config, composed.cascade)
+    chain = Chain(tiers, composed.cascade.thetas)
+    serve(ChainModel(config.experiment, chain, task), composed.serving, token)
+    return 0
+
+
+def _serve(composed: Composed, overrides: Sequence[str]) -> int:
+    """Answer HTTP requests with the model that a run left, until told to stop."""
+    from fedllm_flwr.serving.server import serve_run
+
+    if composed.cascade.tiers:
+        return _serve_cascade(composed, overrides)
+    directory = RunDirectory.open(_needed(composed))
+    _only(overrides, "serve", "serving", "runtime")
+    runtime = chosen_runtime(directory, composed.config.runtime, overrides)
+    serve_run(directory, runtime, composed.serving)
     return 0
 
 
@@ -133,7 +288,13 @@ ACTIONS: dict[str, Callable[[Composed, Sequence[str]], int]] = {
     "resume": _resume,
     "evaluate": _evaluate,
     "report": _report,
+    "unlearn": _unlearn,
+    "status": _status,
     "costs": _costs,
+    "cascade": _cascade,
+    "calibrate": _cascade_at_clients,
+    "query": _cascade_at_clients,
+    "serve": _serve,
 }
 
 
@@ -159,6 +320,7 @@ def _needed(composed: Composed) -> str:
     return composed.run
 
 
-def _show(out_dir: Path) -> None:
+def show_run(out_dir: Path) -> None:
+    """Print a run's table, and on standard error where its report is."""
     render_result_table(RunDirectory.open(out_dir))
     print(f"report: {out_dir / 'report.html'}", file=sys.stderr)

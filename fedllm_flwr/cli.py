@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from fedllm_flwr.errors import ConfigError, FedLLMError, RunStoppedError
+from fedllm_flwr.project import find_project
 
 INTERRUPTED = 130
 DONE, WRONG_INPUT, GAVE_UP = 0, 2, 3
@@ -29,12 +30,16 @@ fedllm: adapt language models across parties that cannot share their data
   fedllm experiment=NAME [key=value ...]             run an experiment of conf/experiment
   fedllm -m experiment=A,B seed=0,1 [key=a,b ...]    run every combination and compare them
   fedllm action=ACTION run=DIR [key=value ...]       use what a run left: {actions}
+  fedllm deploy [--nodes N] [--dry-run] [key=value ...]
+                                                     a SuperLink and SuperNodes on this machine, for trials
+  fedllm init NAME [--method M] [--model M]          a project folder: your own experiments and data, as a Flower app
   fedllm --cfg job [key=value ...]                   print the composed configuration
   fedllm --hydra-help                                what Hydra can do besides
 
 experiments: {experiments}
 groups (group=option): {groups}
 
+In a project folder its own conf/ is searched too.
 Every option is a key of conf/<group>/<option>.yaml, where a comment says what it means.
 """
 
@@ -67,6 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(given: list[str]) -> int:
+    if given[:1] == ["deploy"]:
+        from fedllm_flwr.deploying.command import deploy
+
+        return deploy(given[1:])
+    if given[:1] == ["init"]:
+        from fedllm_flwr.deploying.new_project import init
+
+        return init(given[1:])
     overrides = [a for a in given if not a.startswith("-")]
     flags = [a for a in given if a.startswith("-")]
     if any(flag in HELP_FLAGS for flag in flags):
@@ -84,23 +97,25 @@ def _main(given: list[str]) -> int:
             o for o in overrides if "=" in o or o.startswith("~")
         ]  # not the `job` of `--cfg job`
         for job in expand(settings):
-            compose_run(job)  # what does not compose is said in our words, not in Hydra's
+            compose_run(
+                job, find_project(Path.cwd())
+            )  # what does not compose is said in our words, not in Hydra's
         return _through_hydra(given)
     if flags:
         return _sweep(given, overrides)
     from fedllm_flwr.actions import act
 
-    composed = compose_run(overrides)
+    composed = compose_run(overrides, find_project(Path.cwd()))
     return act(composed, overrides)
 
 
 def _help() -> int:
     """Print what can be typed, with the experiments and groups that are there."""
     from fedllm_flwr.actions import ACTIONS
-    from fedllm_flwr.compose import CONF
+    from fedllm_flwr.compose import CONF, choices
 
     groups = sorted(path.name for path in CONF.iterdir() if any(path.glob("*.yaml")))
-    experiments = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+    experiments = choices("experiment", find_project(Path.cwd()))
     lists = {"actions": ACTIONS, "experiments": experiments, "groups": groups}
     print(HELP.format(**{name: ", ".join(found) for name, found in lists.items()}), end="")
     return DONE
@@ -112,7 +127,8 @@ def _sweep(given: list[str], overrides: list[str]) -> int:
     from fedllm_flwr.compose import compose_run
     from fedllm_flwr.preflight import preflight
 
-    configs = [compose_run(job).config for job in expand(overrides)]
+    project = find_project(Path.cwd())
+    configs = [compose_run(job, project).config for job in expand(overrides)]
     for config in configs:
         preflight(config)
     if not any(o.startswith("hydra.sweep.dir=") for o in overrides):
@@ -188,7 +204,9 @@ def _job(node: DictConfig) -> float | None:
 
 def _through_hydra(given: list[str]) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "0")
-    kept, sys.argv = sys.argv, [sys.argv[0], *given]
+    from fedllm_flwr.compose import search_path
+
+    kept, sys.argv = sys.argv, [sys.argv[0], *given, *search_path(find_project(Path.cwd()))]
     try:
         _job()
     finally:

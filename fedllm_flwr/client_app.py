@@ -4,6 +4,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 import clients
+from clients import cascade
 from fedllm_flwr import records
 
 app = ClientApp()
@@ -35,6 +36,24 @@ def exchange(message: Message, context: Context) -> Message:
 def score(message: Message, context: Context) -> Message:
     """Finish an evaluation that takes two messages."""
     return clients.SCORE[_method(message)](message, context)
+
+
+@app.query("calibrate")
+def calibrate(message: Message, context: Context) -> Message:
+    """Count how often a cascade's first tier is right, by agreement."""
+    return cascade.calibrate(message, context)
+
+
+@app.query("pending")
+def pending(message: Message, context: Context) -> Message:
+    """Answer pending queries with a cascade's first tier, and hand over the text of those that it defers."""
+    return cascade.pending(message, context)
+
+
+@app.query("answers")
+def answers(message: Message, context: Context) -> Message:
+    """Take the answers to the deferred queries."""
+    return cascade.answers(message, context)
 
 
 @app.query("describe")

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from fedllm_flwr.config import RunConfig
+from fedllm_flwr.controls import control_baselines
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.journal import Journal
 from fedllm_flwr.models.tokenizers import load_tokenizer
@@ -38,11 +39,13 @@ def task_kind(config: RunConfig) -> str:
 
 
 def predictor_baselines(config: RunConfig, journal: Journal) -> None:
-    """Majority class and bag of words, fitted on the rows that the clients train on.
+    """Majority class, bag of words, and the controls of the method and task, fitted on the clients' training rows.
 
     Nothing is added for tasks without labels, in a deployment (the rows are on the nodes), or on resume.
     """
     wanted = config.baselines.predictors and config.runtime.name != "deployment"
+    if wanted:
+        control_baselines(config, journal)
     missing = [n for n in ("majority", "bag_of_words") if not _has(journal, "baseline", n)]
     if not wanted or not missing or task_kind(config) != "classification":
         return

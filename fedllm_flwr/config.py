@@ -19,19 +19,25 @@ from fedllm_flwr.settings.federation import (
     BaselinesConfig,
     FairnessConfig,
     StrategyConfig,
-    WireConfig,
 )
+from fedllm_flwr.settings.grass import FedGrassConfig
+from fedllm_flwr.settings.grass_pairs import check_grass
 from fedllm_flwr.settings.methods import (
     FedLoraConfig,
     FedPromptConfig,
     FedResPromptConfig,
     MethodConfig,
 )
+from fedllm_flwr.settings.privacy import PrivacyConfig
+from fedllm_flwr.settings.privacy_pairs import check_privacy
+from fedllm_flwr.settings.robust import RobustConfig, check_robust
 from fedllm_flwr.settings.runtime import (
     NODE_LOCAL_FIELDS,
     RuntimeConfig,
 )
 from fedllm_flwr.settings.tree import from_tree, require
+from fedllm_flwr.settings.unlearning import UnlearningConfig, check_unlearning
+from fedllm_flwr.settings.wire import WireConfig, check_wire
 from fedllm_flwr.tasks.catalog import TASKS
 from fedllm_flwr.tasks.partitions import PartitionOptions
 
@@ -55,6 +61,9 @@ class RunConfig:
     strategy: StrategyConfig
     wire: WireConfig
     fairness: FairnessConfig
+    privacy: PrivacyConfig
+    robust: RobustConfig
+    unlearning: UnlearningConfig
     baselines: BaselinesConfig
     runtime: RuntimeConfig
     out_dir: str = field(default="")
@@ -75,6 +84,11 @@ class RunConfig:
         )
         require(self.seed >= 0, f"seed: expected >= 0, got {self.seed}")
         check_compatible(self)
+
+    @property
+    def kept_checkpoints(self) -> int:
+        """Newest checkpoints that stay: all of them where a client may have to be taken out from its first round on."""
+        return self.num_rounds + 1 if self.unlearning.keeps_ledger else self.keep_checkpoints
 
     def to_json(self) -> str:
         """The whole configuration as canonical JSON, without the fields that name files on a node."""
@@ -103,8 +117,14 @@ def check_compatible(config: RunConfig) -> None:
         _check_lora(config, config.method)
     elif isinstance(config.method, FedPromptConfig):
         _check_prompts(config, config.method)
+    elif isinstance(config.method, FedGrassConfig):
+        check_grass(config)
     else:
         _check_reservoirs(config, config.method)
+    check_privacy(config)
+    check_wire(config.wire, config.method, strategy.name)
+    check_unlearning(config)
+    check_robust(config)
     optimizer = strategy.server_optimizer
     settable = {f.name for f in dataclasses.fields(SERVER_OPTIMIZERS[optimizer])}  # type: ignore[arg-type]
     require(
@@ -132,6 +152,8 @@ def check_compatible(config: RunConfig) -> None:
         f"strategy.weighting={strategy.weighting} and fairness={config.fairness.name}: the objective weighs rows, "
         "and so clients by their examples, use weighting=examples",
     )
+    if config.partition.name == "site":
+        _check_sites(config)
     if config.runtime.name == "deployment":
         require(
             not config.baselines.centralised,
@@ -139,13 +161,30 @@ def check_compatible(config: RunConfig) -> None:
         )
 
 
+def _check_sites(config: "RunConfig") -> None:
+    task = config.task
+    require(
+        config.runtime.name == "deployment",
+        f"partition=site and runtime={config.runtime.name}: all clients would have the same rows, use "
+        "runtime=deployment or another partition",
+    )
+    require(
+        TASKS[task.name].kind is None,
+        f"partition=site and task={task.name}: every node would have the same rows, use a task of the nodes' own files",
+    )
+    require(
+        bool(task.labels) or task.loss == "vocabulary",
+        "partition=site and task.labels=[]: a node's file may lack some labels, name all of them in one order",
+    )
+
+
 def _check_lora(config: "RunConfig", method: FedLoraConfig) -> None:
     strategy = config.strategy
     require(
-        strategy.name not in ("prompt_mean", "controller_mean"),
+        strategy.name not in ("prompt_mean", "controller_mean", "row_mean"),
         f"strategy={strategy.name} and method=fedlora: expected factor_mean, stack, residual or svd",
     )
-    if strategy.name != "factor_mean":
+    if strategy.name not in ("factor_mean", "sift_merge"):
         require(
             method.sharing == "both",
             f"method.sharing={method.sharing} and strategy={strategy.name}: with one side shared the factor mean is "
@@ -176,7 +215,7 @@ def _check_prompts(config: "RunConfig", method: FedPromptConfig) -> None:
     require(
         config.runtime.name != "deployment"
         or method.placement == "before"
-        or config.task.name not in ("csv", "jsonl"),
+        or TASKS[config.task.name].kind is not None,
         f"method.placement=after, runtime=deployment and task={config.task.name}: the server does not know the text of "
         "the nodes' own files that the prompt stands behind, use placement=before",
     )
@@ -186,7 +225,7 @@ def _check_prompts(config: "RunConfig", method: FedPromptConfig) -> None:
         "back an earlier round's personal prompts, use selection=last",
     )
     require(
-        strategy.name == "prompt_mean",
+        strategy.name in ("prompt_mean", "sift_merge"),
         f"strategy={strategy.name} and method=fedprompt: it averages something else, use strategy=prompt_mean",
     )
     if config.fairness.name == "q_ffl":

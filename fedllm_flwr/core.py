@@ -5,7 +5,8 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,12 @@ from fedllm_flwr.runs.environment import environment
 from fedllm_flwr.runs.progress import Progress
 from fedllm_flwr.runs.report import write_report
 from fedllm_flwr.runs.tensorboard import write_tensorboard
+from fedllm_flwr.settings.privacy import NoPrivacy
 from fedllm_flwr.settings.runtime import RuntimeConfig
+from fedllm_flwr.sharding import train_shards
 from strategies import Hosting, RoundStrategy, build_strategy
 from strategies.observer import Checkpointed
+from strategies.private import privacy_notes
 
 
 def default_out_dir(config: RunConfig) -> str:
@@ -64,15 +68,27 @@ def run(grid: Grid, config: RunConfig, out_dir: str | Path) -> dict[str, Any]:
         journal.resume(saved.server_round if saved else -1)
         try:
             hosting.refresh()
+            if config.unlearning.shards and saved is None:
+                again = partial(run, grid)
+                train_shards(config, directory, hosting, again, task_kind(config))
+                saved = checkpoints.latest(directory.checkpoints, journal.note)
             summary = _run(config, hosting, journal, saved)
-        except Exception as error:
-            journal.note(f"stopped: {error if isinstance(error, FedLLMError) else repr(error)}")
+        except BaseException as error:
+            with suppress(OSError):  # a full disk must not hide why the run stopped
+                if isinstance(error, Exception):
+                    said = error if isinstance(error, FedLLMError) else repr(error)
+                    journal.note(f"stopped: {said}")
+                _write_views(directory)
             raise
-        finally:
-            write_tensorboard(directory)
-            write_report(directory)
+        _write_views(directory)
         progress.finished(summary)
     return summary
+
+
+def _write_views(directory: RunDirectory) -> None:
+    """What people look at: curves and the report, also of a run that stopped."""
+    write_tensorboard(directory)
+    write_report(directory)
 
 
 def _run(
@@ -86,9 +102,12 @@ def _run(
         config, optimizer=dataclasses.replace(config.optimizer, learning_rate=rate)
     )
     strategy = build_strategy(tuned, hosting, journal, task_kind=kind)
+    for line in privacy_notes(config) if saved is None else ():
+        journal.note(line)
     resume_from = Checkpointed(saved.server_round, saved.arrays, saved.state) if saved else None
     add_baselines(config, hosting, journal, kind, ("zero_shot", "templates"))
     strategy.start(hosting.grid, resume_from=resume_from)
+    _note_budget(config, journal)
     add_baselines(config, hosting, journal, kind, ("local_only", "centralised"))
     selected = _select(config, strategy, journal)
     add_local_tuning(tuned, strategy, journal, kind)
@@ -204,7 +223,7 @@ def open_or_create(config: RunConfig, out_dir: Path) -> RunDirectory:
 def _select(config: RunConfig, strategy: RoundStrategy, journal: Journal) -> int:
     """Put the chosen round's model in place: the last, or the best on validation rows."""
     if config.selection == "last" or journal.best is None:
-        return config.num_rounds
+        return _last_round(journal.run)
     best = checkpoints.latest(journal.run.path / "best", journal.note)
     if best is None or best.server_round != journal.best[1]:
         raise RunStoppedError(
@@ -212,6 +231,46 @@ def _select(config: RunConfig, strategy: RoundStrategy, journal: Journal) -> int
         )
     strategy.restore(Checkpointed(best.server_round, best.arrays, best.state))
     return best.server_round
+
+
+def _last_round(directory: RunDirectory) -> int:
+    """The last round that was run: the configured one, unless the privacy budget ended the run before."""
+    return max(int(record["round"]) for record in directory.records("round"))
+
+
+def _note_budget(config: RunConfig, journal: Journal) -> None:
+    """Say so if the privacy budget ended the run."""
+    last = _last_round(journal.run)
+    if last == config.num_rounds or isinstance(config.privacy, NoPrivacy):
+        return
+    line = (
+        f"round {last + 1} of {config.num_rounds} is not run: it would exceed "
+        f"privacy.epsilon_budget={config.privacy.epsilon_budget:g}"
+    )
+    if line not in (event["text"] for event in journal.kept("event")):
+        journal.note(line)
+
+
+def _privacy_figures(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+    """What the account says at the end; an ε without bound is no figure, and is left out."""
+    if isinstance(config.privacy, NoPrivacy):
+        return {}
+    spent = [r["epsilon"] for r in directory.records("privacy")]
+    return {
+        "delta": config.privacy.delta,
+        "epsilon": spent[-1] if spent else 0.0,
+        "stopped_by_budget": _last_round(directory) < config.num_rounds,
+    }
+
+
+def _unlearning_figures(config: RunConfig) -> dict[str, Any]:
+    """Who was removed, and what that promises; nothing for a run that nobody was taken out of."""
+    unlearning = config.unlearning
+    if not unlearning.removed:
+        return {}
+    removed = ", ".join(str(client) for client in unlearning.removed)
+    told = {"removal": unlearning.removal, "exactness": unlearning.exactness}
+    return {"removed_clients": removed, **(told if unlearning.removal != "none" else {})}
 
 
 def summarise(
@@ -232,6 +291,8 @@ def summarise(
         "resumed_rounds": resumed,
         "dropped_replies": len([f for f in directory.records("failure") if f["round"] > 0]),
         "seconds": sum(record["seconds"] for record in rounds.values()),
+        **_privacy_figures(config, directory),
+        **_unlearning_figures(config),
         "adapter_sha256": records.arrays_sha256(
             {
                 k: v
@@ -250,6 +311,9 @@ def summarise(
         "group_gap",
         "bits_per_character",
         "validation_accuracy",
+        "reconstruction_r2",
+        "state_energy_share",
+        "prompt_epsilon",
     ):
         if name in chosen:
             summary[name] = chosen[name]

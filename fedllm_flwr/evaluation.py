@@ -2,25 +2,33 @@
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from clients.workspace import open_workspace
 from fedllm_flwr.averaging import product_of
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.core import resumed_config, whole_json
 from fedllm_flwr.errors import ConfigError
-from fedllm_flwr.exporting import CONTROLLER_FILE
+from fedllm_flwr.exporting import CONTROLLER_FILE, MODEL_FILE
+from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.models.export import import_peft
 from fedllm_flwr.models.export_prompts import import_prompt
 from fedllm_flwr.runs.directory import RunDirectory
+from fedllm_flwr.settings.grass import FedGrassConfig
 from fedllm_flwr.settings.methods import FedPromptConfig
 from fedllm_flwr.settings.runtime import RuntimeConfig
 from fedllm_flwr.training.evaluate import evaluate
+from fedllm_flwr.training.full_layers import weights_active
 from strategies.tally import Tally
 
 
 def evaluate_run(directory: RunDirectory, runtime: RuntimeConfig | None) -> dict[str, Any]:
-    """Load ``adapter/`` as PEFT wrote it and evaluate it on every test row.
+    """Load ``adapter/`` as PEFT or transformers wrote it and evaluate it on every test row.
 
     Args:
         directory: A finished run.
@@ -38,7 +46,7 @@ def evaluate_run(directory: RunDirectory, runtime: RuntimeConfig | None) -> dict
             f"{directory.path}: its controller works between clients and a server, expected an adapter or a prompt; "
             "the run's own report has its figures"
         )
-    if not (folder / "adapter_config.json").exists():
+    if not any((folder / name).exists() for name in ("adapter_config.json", MODEL_FILE)):
         raise ConfigError(
             f"{directory.path}: expected a finished run with adapter/, found none; resume it first"
         )
@@ -56,6 +64,10 @@ def evaluate_run(directory: RunDirectory, runtime: RuntimeConfig | None) -> dict
     if isinstance(config.method, FedPromptConfig):
         prompt = import_prompt(folder)
         sums = measure(adapter=prompt.flat, spec=prompt.spec, fixed_ids=prompt.fixed_ids)
+    elif isinstance(config.method, FedGrassConfig):
+        weights = _exported_weights(folder, work.backbone, config.method.target_modules)
+        with weights_active(work.backbone, weights):
+            sums = measure()
     else:
         _, factors = import_peft(folder)
         # as a delta, since ranks may differ between layers
@@ -67,6 +79,18 @@ def evaluate_run(directory: RunDirectory, runtime: RuntimeConfig | None) -> dict
         "test_rows": len(work.task.splits["test"]),
         **_reservations(config),
     }
+
+
+def _exported_weights(
+    folder: Path, backbone: Backbone, target_modules: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """The trained matrices of an exported model, [o, i] by layer."""
+    found = {}
+    with safe_open(folder / MODEL_FILE, framework="pt") as file:
+        for name, layer in backbone.target_layers(target_modules).items():
+            stored = file.get_tensor(f"{name}.weight").to(backbone.device, backbone.dtype)
+            found[name] = stored.t() if isinstance(layer, Conv1D) else stored
+    return found
 
 
 def _reservations(config: RunConfig) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a run leaves for other programs: its adapter or its prompts in PEFT's format, or its controller."""
+"""What a run leaves for other programs: adapter or prompts in PEFT's format, a whole model, or a controller."""
 
 import dataclasses
 import json
@@ -8,6 +8,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fedllm_flwr.config import RunConfig
+from fedllm_flwr.models.backbone import load
 from fedllm_flwr.models.export import export_peft
 from fedllm_flwr.models.export_prompts import export_prompt
 from fedllm_flwr.models.tokenizers import load_tokenizer
@@ -15,10 +16,12 @@ from fedllm_flwr.prompts import PromptSpec, Segment
 from fedllm_flwr.settings.methods import FedPromptConfig
 from fedllm_flwr.tasks.catalog import load_task
 from fedllm_flwr.tasks.encode import build_encoder
-from strategies import FedLora, FedPrompt, FedResPrompt, RoundStrategy
+from fedllm_flwr.training.full_layers import updates_active
+from strategies import FedGrass, FedLora, FedPrompt, FedResPrompt, RoundStrategy
 from strategies.fedprompt import CLUSTER
 
 CONTROLLER_FILE = "controller.safetensors"
+MODEL_FILE = "model.safetensors"
 
 
 def export(config: RunConfig, strategy: RoundStrategy, folder: Path) -> None:
@@ -40,6 +43,8 @@ def export(config: RunConfig, strategy: RoundStrategy, folder: Path) -> None:
         _export_prompts(config, strategy, folder)
     elif isinstance(strategy, FedResPrompt):
         _export_controller(config, strategy, folder)
+    elif isinstance(strategy, FedGrass):
+        _export_model(config, strategy, folder)
 
 
 def _export_prompts(config: RunConfig, strategy: FedPrompt, folder: Path) -> None:
@@ -82,6 +87,15 @@ def _export_controller(config: RunConfig, strategy: FedResPrompt, folder: Path) 
         "reads": "series" if series_width else "projected token embeddings",
     }
     (folder / "controller.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
+def _export_model(config: RunConfig, strategy: FedGrass, folder: Path) -> None:
+    """The whole model with its changed rows, rounded to the dtype of the run, as transformers loads it."""
+    ref = config.model.ref(config.runtime.model_path)
+    backbone = load(ref, dtype=config.runtime.dtype, device="cpu")
+    with updates_active(backbone, strategy.changed):
+        backbone.model.save_pretrained(folder, max_shard_size="1TB")  # one file, by a known name
+    backbone.tokenizer.save_pretrained(folder)
 
 
 def _fixed_ids(config: RunConfig) -> tuple[int, ...]:

@@ -14,11 +14,25 @@ from flwr.app import Message
 from fedllm_flwr import records
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.runs import checkpoints
+from fedllm_flwr.runs.atomic import write_bytes
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.progress import Progress
+from fedllm_flwr.unlearning.ledger import Contribution, Ledger
 from strategies.observer import Checkpointed
 
 DIRECTIONS = ("uplink_bytes", "downlink_bytes")
+LEDGER = "ledger"
+"""Folder of a run directory that has its clients' updates, where the run keeps them."""
+
+
+def open_ledger(run: RunDirectory) -> Ledger | None:
+    """The updates that a run has kept; None if it was not told to, or no round is complete.
+
+    Raises:
+        DataError: The ledger is damaged; names the file.
+    """
+    folder = run.path / LEDGER
+    return Ledger(folder, write_bytes) if (folder / "ledger.json").is_file() else None
 
 
 def peak_memory_bytes() -> int:
@@ -53,6 +67,8 @@ class Journal:
         self._began = time.monotonic()
         self._done = 0
         self.best: tuple[float, int] | None = None
+        self._ledger = open_ledger(run)
+        self._recorded = 0
 
     def note(self, text: str) -> None:
         """Keep and show one line."""
@@ -92,9 +108,27 @@ class Journal:
         )
         self._progress.note(f"round {server_round}: client {partition_id} is left out: {reason}")
 
+    def contributed(self, server_round: int, contribution: Contribution) -> None:
+        """Keep one client's update; it counts when its round is complete."""
+        if self._ledger is None:
+            self._ledger = Ledger.create(
+                self.run.path / LEDGER,
+                size=contribution.update.size,
+                retention=self._config.unlearning.retention,
+                write=write_bytes,
+            )
+        self._ledger.record(server_round, contribution)
+        self._recorded = server_round
+
     def evaluated(self, record: dict[str, Any]) -> None:
-        """Keep one client's evaluation."""
+        """Keep one client's evaluation, or a release of noised values, which must survive a power cut."""
         self.run.append(record)
+        if record["kind"] == "privacy":
+            self.run.sync()
+
+    def kept(self, kind: str) -> Sequence[dict[str, Any]]:
+        """The records of a kind that the run directory has."""
+        return self.run.records(kind)
 
     def finished(self, record: dict[str, Any], checkpoint: Checkpointed) -> None:
         """Keep a round's record and byte counts, then its checkpoint; a kill in between repeats the round."""
@@ -123,12 +157,14 @@ class Journal:
         self.run.append(record)
         self.run.sync()
         self._keep_best(record, checkpoint)
+        if self._ledger is not None and self._recorded == server_round > 0:
+            self._ledger.close(server_round)
         checkpoints.save(
             self.run.checkpoints,
             server_round,
             checkpoint.arrays,
             checkpoint.state,
-            keep=self._config.keep_checkpoints,
+            keep=self._config.kept_checkpoints,
         )
         self._bytes.clear()
         self._messages.clear()
@@ -138,6 +174,8 @@ class Journal:
     def resume(self, server_round: int) -> None:
         """Forget what was written after a checkpoint; -1 forgets all rounds."""
         self.run.truncate_after(server_round)
+        if self._ledger is not None:
+            self._ledger.cut(server_round)
         for record in self.run.records("round"):
             self._so_far.update({name: record[name] for name in DIRECTIONS})
             if (score := selection_score(record)) is not None and (

@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,8 @@ from fedllm_flwr.config import RunConfig
 from fedllm_flwr.core import run
 from fedllm_flwr.errors import ConfigError, RunStoppedError
 from fedllm_flwr.follow import Follower
+from fedllm_flwr.processes import free_port, stop_tree, tool, wait_for_port
+from fedllm_flwr.project import find_project
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.settings.runtime import (
     DATA_PATH_VARIABLE,
@@ -35,7 +36,6 @@ from fedllm_flwr.settings.runtime import (
 )
 
 PROJECT = Path(__file__).resolve().parents[1]
-START_SECONDS = 60.0
 POLL_SECONDS = 0.5
 FIRST_STATUS_SECONDS, LAST_STATUS_SECONDS = 15.0, 120.0
 ENDED = ("completed", "failed", "stopped")
@@ -60,7 +60,8 @@ def launch(
     Args:
         config: The run, checked; ``out_dir`` is set.
         overrides: What composed it, for the apps to compose again from the FAB.
-        superlink: One to reuse (a sweep starts a single one); otherwise a simulation starts its own.
+        superlink: One to use: a sweep starts a single one, a trial network has its own. Without one a simulation starts
+            its own, and a deployment goes to ``runtime.connection``.
 
     Returns:
         The run's summary.
@@ -71,7 +72,7 @@ def launch(
     """
     if config.runtime.name == "loopback":
         return _loopback(config)
-    if config.runtime.name == "deployment":
+    if config.runtime.name == "deployment" and superlink is None:
         if not config.runtime.connection:
             raise ConfigError(
                 "runtime.connection: expected the name of your SuperLink's connection in Flower's config.toml, got "
@@ -116,14 +117,14 @@ def simulation_superlink(config: RunConfig) -> Iterator[SuperLink]:
     home = Path(tempfile.mkdtemp(prefix="fedllm-"))
     neutral = home / "empty"
     neutral.mkdir()
-    port = _free_port()
+    port = free_port()
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "{CONNECTION}"\n\n'
         f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
     environment = simulation_environment(config, home)
     command = [
-        _tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port),
+        tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port),
         "--disable-runtime-dependency-installation",
     ]  # fmt: skip
     log = home / "superlink.log"
@@ -137,7 +138,7 @@ def simulation_superlink(config: RunConfig) -> Iterator[SuperLink]:
                 stderr=output,
                 start_new_session=True,
             )
-        _wait_for_port(port, process, log)
+        wait_for_port(port, process, log)
         yield SuperLink(home, log, environment, process)
     finally:  # by its command line: an interrupt may come before the handle is there
         for child in psutil.Process().children():
@@ -187,7 +188,8 @@ def _flower(
         if not o.startswith(("out_dir=", "runtime.data_path=", "runtime.model_path="))
     ]
     text = shlex.join([*kept, f"out_dir={out_dir}"])
-    command = [_tool("flwr"), "run", str(PROJECT), connection, "--format", "json"]
+    app = find_project(Path.cwd()) or PROJECT
+    command = [tool("flwr"), "run", str(app), connection, "--format", "json"]
     if config.runtime.name == "simulation":
         nodes = min(config.runtime.num_nodes, config.partition.num_clients)
         cores = max(1, (os.cpu_count() or 1) // config.runtime.workers)
@@ -208,7 +210,7 @@ def _flower(
         try:
             status = _until_ended(link, connection, run_id, out_dir, follower)
         except KeyboardInterrupt:
-            subprocess.run([_tool("flwr"), "stop", run_id, connection], env=link.environment, cwd=link.home,
+            subprocess.run([tool("flwr"), "stop", run_id, connection], env=link.environment, cwd=link.home,
                            capture_output=True, check=False)  # fmt: skip
             raise
         follower.look()
@@ -225,7 +227,7 @@ def _flower_log(config: RunConfig, link: SuperLink, connection: str, run_id: str
     if not config.runtime.verbose:
         yield
         return
-    command = [_tool("flwr"), "log", run_id, connection, "--stream"]
+    command = [tool("flwr"), "log", run_id, connection, "--stream"]
     shown = subprocess.Popen(command, env=link.environment, cwd=link.home, stdout=sys.stderr)
     try:
         yield
@@ -271,7 +273,7 @@ def _status(link: SuperLink, connection: str, run_id: str) -> str:
     """``flwr ls``'s word for the run: starting, running, completed, failed or stopped."""
     if link.process is not None and link.process.poll() is not None:
         return "failed"
-    command = [_tool("flwr"), "ls", connection, "--run-id", run_id, "--format", "json"]
+    command = [tool("flwr"), "ls", connection, "--run-id", run_id, "--format", "json"]
     shown = subprocess.run(
         command, env=link.environment, cwd=link.home, capture_output=True, text=True, check=False
     )
@@ -295,55 +297,8 @@ def _why(link: SuperLink, connection: str, run_id: str, out_dir: Path, status: s
         for event in reversed(RunDirectory.open(out_dir).records("event")):
             if event["text"].startswith("stopped: "):
                 return f"{event['text'].removeprefix('stopped: ')}; to go on: fedllm action=resume run={out_dir}"
-    shown = subprocess.run([_tool("flwr"), "log", run_id, connection, "--show"], env=link.environment, cwd=link.home,
+    shown = subprocess.run([tool("flwr"), "log", run_id, connection, "--show"], env=link.environment, cwd=link.home,
                            capture_output=True, text=True, check=False)  # fmt: skip
     lines = [line.strip() for line in (shown.stdout + shown.stderr).splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line] or lines[-5:]
     return f"the run {status} under Flower: {' | '.join(errors[-3:])}"
-
-
-def stop_tree(
-    process: subprocess.Popen[bytes] | psutil.Process, patience_seconds: float = 15.0
-) -> None:
-    """Stop a process and everything that it started, also what has left its group (a ServerApp, Ray)."""
-    try:
-        root = psutil.Process(process.pid)
-        members = [*root.children(recursive=True), root]
-    except psutil.NoSuchProcess:
-        members = []
-    for how in ("terminate", "kill"):
-        for member in members:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                getattr(member, how)()
-        _, members = psutil.wait_procs(members, timeout=patience_seconds)
-    if isinstance(process, subprocess.Popen):
-        process.poll()
-
-
-def _tool(name: str) -> str:
-    """A command of this environment, found beside the interpreter even when the environment is not activated."""
-    beside = Path(sys.executable).parent / name
-    if beside.exists():
-        return str(beside)
-    found = shutil.which(name)
-    if found is None:
-        raise ConfigError(
-            f"{name}: expected it beside {sys.executable} or on PATH; install the project's environment"
-        )
-    return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
-            return
-        time.sleep(0.1)
-    end = " | ".join(log.read_text(errors="replace").strip().splitlines()[-5:])
-    raise RunStoppedError(f"the simulation SuperLink did not start on port {port}: {end}")

@@ -12,6 +12,7 @@ from fedllm_flwr.models.shapes import layer_shapes
 from fedllm_flwr.models.soft import check_window
 from fedllm_flwr.models.tokenizers import load_tokenizer
 from fedllm_flwr.reservoir import Reservoir
+from fedllm_flwr.settings.grass import FedGrassConfig
 from fedllm_flwr.settings.methods import FedPromptConfig, FedResPromptConfig
 from fedllm_flwr.tasks.base import SPLITS, Task
 from fedllm_flwr.tasks.catalog import load_task
@@ -19,6 +20,8 @@ from fedllm_flwr.tasks.encode import build_encoder
 from fedllm_flwr.tasks.partitions import ClientRows, partition
 from fedllm_flwr.tasks.series_tasks import parse_series
 from strategies.fedprompt import NAME_LENGTH, first_parts
+from strategies.ledger import check_budget
+from strategies.row_ledger import check_row_budget
 
 
 def preflight(config: RunConfig) -> None:
@@ -34,6 +37,7 @@ def preflight(config: RunConfig) -> None:
         dtype=config.runtime.dtype, device=config.runtime.device, max_tokens=config.task.max_tokens
     )
     _check_method(config)
+    check_budget(config)
     if config.runtime.name != "deployment":
         task = load_task(config.task.options(config.runtime.data_path), config.seed)
         if config.task.loss == "labels" and task.kind != "classification":
@@ -43,6 +47,7 @@ def preflight(config: RunConfig) -> None:
         task.template(config.task.template)
         clients = partition(task, config.partition, config.seed)
         check_groups(config, task, clients)
+        check_row_budget(config, [len(client.train) for client in clients])
         _check_words(config, task)
         _check_series(config, task, clients)
 
@@ -74,9 +79,11 @@ def _check_method(config: RunConfig) -> None:
         text_tokens = 0 if method.server_text == "none" else config.task.max_tokens
         check_window(ref, method.length, text_tokens)
         return
+    is_grass = isinstance(method, FedGrassConfig) and method.trainer == "grass"
+    ranks = (method.rank, *(() if isinstance(method, FedGrassConfig) else method.client_ranks))
     for shape in layer_shapes(ref, method.target_modules):
-        width = min(shape.in_features, shape.out_features)
-        for rank in (method.rank, *method.client_ranks):
+        width = shape.out_features if is_grass else shape.width
+        for rank in ranks:
             if rank > width:
                 raise ConfigError(
                     f"method.rank: expected at most {width}, the width of layer {shape.name}, got {rank}"

@@ -2,8 +2,9 @@
 
 A message carries one ConfigRecord ``instruction`` (or ``answer`` in a reply), and at most one ArrayRecord with **one**
 flat array, because in a deployment the number of arrays, not their bytes, is the cost. The record lists the named
-parts of that array and its codec. bfloat16 travels as tagged bytes, since Flower refuses the dtype; every codec is
-decoded to float32 before anything averages or clips it.
+parts of that array and its codec. float32, float16 and bfloat16 are written and read here. The other codecs need to
+know a part's matrices and what it differs from, so their parts come and go as bytes, which clients and strategies
+encode and decode. Everything is float32 before anything averages or clips it.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from fedllm_flwr import __version__
 from fedllm_flwr.averaging import Delta, LowRank
+from fedllm_flwr.codecs import CODECS, FLOAT_CODECS
 from fedllm_flwr.errors import WireError
 from fedllm_flwr.models.adapters import LayerShape
 
@@ -31,6 +33,9 @@ EVALUATE = "evaluate"
 EXCHANGE = "train.exchange"
 SCORE = "evaluate.score"
 DESCRIBE = "query.describe"
+CALIBRATE = "query.calibrate"
+PENDING = "query.pending"
+ANSWERS = "query.answers"
 
 POOLED = -1
 """The partition id that stands for all clients' rows together (the centralised baseline, simulation only)."""
@@ -38,69 +43,39 @@ POOLED = -1
 _CHUNK_BYTES = 5 * 2**20
 """Flower cuts an array's bytes into objects of this size (``FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE``)."""
 
-_STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
-
 Parts = Mapping[str, np.ndarray]
-
-
-def encode_values(values: np.ndarray, codec: str) -> Array:
-    """Turn a flat float32 array into a Flower Array.
-
-    Args:
-        values: float32 [n].
-        codec: ``float32``, ``float16`` or ``bfloat16`` (round to nearest even, sent as 2n bytes of uint8).
-
-    Raises:
-        WireError: A finite value does not fit the codec's range (float16 holds magnitudes up to 65504).
-    """
-    if codec == "bfloat16":
-        bits = values.astype(np.float32, copy=False).view(np.uint32)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        kept = np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
-        return Array(kept.view(np.uint8))
-    with np.errstate(over="ignore"):
-        stored = values.astype(_STORAGE[codec], copy=False)
-    if codec == "float16" and np.isinf(stored).any() and np.isfinite(values).all():
-        largest = float(np.abs(values).max())
-        raise WireError(
-            f"codec float16: expected magnitudes <= 65504, got {largest:g}; use bfloat16 or float32"
-        )
-    return Array(stored)
-
-
-def decode_values(array: Array, codec: str) -> np.ndarray:
-    """Turn a Flower Array back into float32 [n].
-
-    Raises:
-        WireError: The codec is unknown, or the array's dtype or shape is not what the codec sends.
-    """
-    if codec not in _STORAGE:
-        raise WireError(f"codec: expected one of {sorted(_STORAGE)}, got {codec!r}")
-    values = array.numpy()
-    expected = np.uint8 if codec == "bfloat16" else _STORAGE[codec]
-    if values.ndim != 1 or values.dtype != expected:
-        raise WireError(
-            f"codec {codec}: expected a flat {np.dtype(expected)} array, got {values.dtype} {values.shape}"
-        )
-    if codec == "bfloat16":
-        return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32, copy=False)
 
 
 def _content(key: str, body: Mapping[str, Any], parts: Parts, codec: str) -> RecordDict:
     """One ConfigRecord and, if there is anything to carry, one flat array."""
-    spec = [[name, int(values.size)] for name, values in parts.items()]
+    flat = np.concatenate([np.ravel(values) for values in parts.values()] or [np.zeros(0)])
+    name = _codec_of(parts, codec)
     record = {
         "package-version": __version__,
         "body": json.dumps(body),
-        "parts": json.dumps(spec),
-        "codec": codec,
+        "parts": json.dumps([[part, int(values.size)] for part, values in parts.items()]),
+        "codec": name,
     }
     content = RecordDict({key: ConfigRecord(record)})  # type: ignore[arg-type, dict-item]
-    if spec:
-        flat = np.concatenate([np.ravel(values) for values in parts.values()])
-        content[ARRAYS] = ArrayRecord({FLAT: encode_values(flat, codec)})
+    if parts:
+        stored = FLOAT_CODECS[name].encode(flat, ((flat.size,),)) if name in FLOAT_CODECS else flat
+        content[ARRAYS] = ArrayRecord({FLAT: Array(stored)})
     return content
+
+
+def _codec_of(parts: Parts, codec: str) -> str:
+    """What the parts travel as: a codec that needs shapes has encoded them, or they travel whole as float32.
+
+    Raises:
+        WireError: Some parts are encoded and some are not, or they are although the codec carries values.
+    """
+    encoded = [values.dtype == np.uint8 for values in parts.values()]
+    if any(encoded) and (codec in FLOAT_CODECS or not all(encoded)):
+        raise WireError(
+            f"codec {codec}: expected parts that are all of values or all encoded by it, got {sum(encoded)} encoded "
+            f"of {len(encoded)}"
+        )
+    return codec if codec in FLOAT_CODECS or all(encoded) else "float32"
 
 
 def instruction(body: Mapping[str, Any], parts: Parts, codec: str) -> RecordDict:
@@ -108,8 +83,8 @@ def instruction(body: Mapping[str, Any], parts: Parts, codec: str) -> RecordDict
 
     Args:
         body: JSON-serialisable instruction.
-        parts: Named flat float32 arrays; they travel as one array.
-        codec: See :func:`encode_values`.
+        parts: Named flat arrays that travel as one: float32, or uint8 where the codec has encoded them.
+        codec: A name of ``CODECS``. Parts of float32 travel as float32 under a codec that has to encode them before.
     """
     return _content(INSTRUCTION, body, parts, codec)
 
@@ -139,7 +114,7 @@ def read(message: Message, key: str) -> tuple[dict[str, Any], dict[str, np.ndarr
         key: ``INSTRUCTION`` or ``ANSWER``.
 
     Returns:
-        The body, and float32 [n] arrays by name.
+        The body, and arrays by name: float32 [n], or uint8 [n] where the codec needs a part's shapes to decode it.
 
     Raises:
         WireError: The other side runs another version of this package, or the content does not decode.
@@ -156,7 +131,7 @@ def read(message: Message, key: str) -> tuple[dict[str, Any], dict[str, np.ndarr
         body = json.loads(record["body"])
         spec = [(str(name), int(size)) for name, size in json.loads(record["parts"])]
         codec = record["codec"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise WireError(f"message: the record {key!r} does not decode: {error}") from error
     if not spec:
         return body, {}
@@ -165,7 +140,13 @@ def read(message: Message, key: str) -> tuple[dict[str, Any], dict[str, np.ndarr
         raise WireError(
             f"message: expected one array {FLAT!r}, got {list(arrays) if arrays is not None else 'none'}"
         )
-    flat = decode_values(arrays[FLAT], codec)
+    try:
+        stored = arrays[FLAT].numpy()
+    except (TypeError, ValueError, EOFError, OSError) as error:  # unpickling is refused here too
+        raise WireError(
+            f"message: the array {FLAT!r} does not decode: {type(error).__name__}"
+        ) from error
+    flat = _decoded(stored, codec)
     total = sum(size for _, size in spec)
     if any(size < 0 for _, size in spec) or total != flat.size:
         raise WireError(f"message: the parts claim {total} values, the array holds {flat.size}")
@@ -174,6 +155,29 @@ def read(message: Message, key: str) -> tuple[dict[str, Any], dict[str, np.ndarr
         parts[name] = flat[offset : offset + size]
         offset += size
     return body, parts
+
+
+def _decoded(stored: np.ndarray, codec: Any) -> np.ndarray:
+    """Values, or the bytes of a codec that needs shapes.
+
+    Raises:
+        WireError: The codec is unknown, or the array's dtype or dimensions are not what it sends.
+    """
+    if codec not in CODECS:
+        raise WireError(f"codec: expected one of {sorted(CODECS)}, got {codec!r}")
+    if codec in FLOAT_CODECS:
+        known = FLOAT_CODECS[codec]
+        return known.decode(stored, ((stored.nbytes // known.width,),))
+    if stored.ndim != 1 or stored.dtype != np.uint8:
+        raise WireError(
+            f"codec {codec}: expected a flat uint8 array, got {stored.dtype} {stored.shape}"
+        )
+    return stored
+
+
+def read_codec(message: Message, key: str) -> str:
+    """The codec of a message's parts, as its record names it; see :func:`read` for the arguments."""
+    return str(message.content[key]["codec"])
 
 
 def read_body(message: Message) -> dict[str, Any]:
@@ -242,6 +246,19 @@ def pack_delta(delta: Delta) -> tuple[np.ndarray, dict[str, int]]:
     return np.concatenate(pieces).astype(np.float32, copy=False) if pieces else np.zeros(
         0, np.float32
     ), ranks
+
+
+def delta_size(ranks: Mapping[str, int], shapes: Sequence[LayerShape]) -> int:
+    """Values of a packed delta; see :func:`unpack_delta` for the arguments.
+
+    Raises:
+        WireError: A layer is unknown.
+    """
+    widths = {shape.name: shape.out_features + shape.in_features for shape in shapes}
+    for name in ranks:
+        if name not in widths:
+            raise WireError(f"carried delta: unknown layer {name!r}")
+    return sum(rank * widths[name] for name, rank in ranks.items())
 
 
 def unpack_delta(

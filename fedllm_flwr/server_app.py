@@ -3,6 +3,7 @@
 import os
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -12,15 +13,28 @@ from fedllm_flwr.core import chosen_runtime, default_out_dir, resumed_config, ru
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.settings.runtime import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE
 
-app = ServerApp()
+
+def make_app(project: Path | None = None) -> ServerApp:
+    """The ServerApp of this package, or of a project whose own experiments it can run too.
+
+    Args:
+        project: The folder of the project's ``pyproject.toml``; in a FAB, where ``server.py`` lies.
+    """
+    made = ServerApp()
+
+    @made.main()
+    def main(grid: Grid, context: Context) -> None:
+        serve(grid, context, project)
+
+    return made
 
 
-@app.main()
-def main(grid: Grid, context: Context) -> None:
+def serve(grid: Grid, context: Context, project: Path | None) -> None:
     """Compose the run that the run config names, and run or resume it."""
     overrides = shlex.split(str(context.run_config.get("overrides", "")))
     experiment = str(context.run_config.get("experiment", ""))
-    composed = compose_run([*([f"experiment={experiment}"] if experiment else []), *overrides])
+    named = [f"experiment={experiment}"] if experiment else []
+    composed = compose_run([*named, *overrides], project)
     config = composed.config
     if composed.action == "resume":
         directory = RunDirectory.open(composed.run)
@@ -31,3 +45,6 @@ def main(grid: Grid, context: Context) -> None:
         model_path=os.environ.get(MODEL_PATH_VARIABLE, ""),
     )
     run(grid, replace(config, runtime=runtime), config.out_dir or default_out_dir(config))
+
+
+app = make_app()

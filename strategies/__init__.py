@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fedllm_flwr.config import RunConfig
+from strategies.fedgrass import FedGrass
 from strategies.fedlora import FedLora
 from strategies.fedprompt import FedPrompt
 from strategies.fedresprompt import FedResPrompt
@@ -14,6 +15,7 @@ STRATEGIES: dict[str, type[RoundStrategy]] = {
     "fedlora": FedLora,
     "fedprompt": FedPrompt,
     "fedresprompt": FedResPrompt,
+    "fedgrass": FedGrass,
 }
 """Method name -> the strategy that federates it."""
 
@@ -34,6 +36,7 @@ def build_strategy(
 
 __all__ = [
     "STRATEGIES",
+    "FedGrass",
     "FedLora",
     "FedPrompt",
     "FedResPrompt",

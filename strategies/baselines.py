@@ -13,17 +13,22 @@ from flwr.app import ConfigRecord, Message
 
 from fedllm_flwr import records
 from fedllm_flwr.config import RunConfig
-from fedllm_flwr.settings.methods import FedPromptConfig, FedResPromptConfig
+from fedllm_flwr.settings.methods import FedLoraConfig, FedPromptConfig, FedResPromptConfig
+from fedllm_flwr.settings.privacy import NoPrivacy
+from fedllm_flwr.settings.unlearning import UnlearningConfig
+from fedllm_flwr.settings.wire import WireConfig
+from fedllm_flwr.unlearning.ledger import Contribution
 from strategies import build_strategy
 from strategies.exchange import stream
 from strategies.hosting import Hosting
 from strategies.rounds import RoundStrategy
 from strategies.tally import SplitTally
 
-PLAIN_MEANS: dict[str, Literal["factor_mean", "prompt_mean", "controller_mean"]] = {
+PLAIN_MEANS: dict[str, Literal["factor_mean", "prompt_mean", "controller_mean", "row_mean"]] = {
     "fedlora": "factor_mean",
     "fedprompt": "prompt_mean",
     "fedresprompt": "controller_mean",
+    "fedgrass": "row_mean",
 }
 """Method name -> the strategy under which a client that is alone goes on from its own result."""
 
@@ -51,6 +56,13 @@ class Recorder:
     def evaluated(self, record: dict[str, Any]) -> None:
         """Keep the evaluations of the latest round."""
         self.evaluations = [e for e in self.evaluations if e["round"] == record["round"]] + [record]
+
+    def contributed(self, server_round: int, contribution: Contribution) -> None:
+        """Not kept."""
+
+    def kept(self, kind: str) -> Sequence[dict[str, Any]]:
+        """Nothing is kept."""
+        return ()
 
     def finished(self, record: dict[str, Any], checkpoint: object) -> None:
         """Not kept."""
@@ -92,7 +104,7 @@ def unfederated(config: RunConfig, learning_rate: float, num_rounds: int) -> Run
         )  # fmt: skip
     elif isinstance(method, FedResPromptConfig):
         method = dataclasses.replace(method, mode="fedavg_controller")
-    else:
+    elif isinstance(method, FedLoraConfig):
         method = dataclasses.replace(method, sharing="both")
     return dataclasses.replace(
         config,
@@ -107,8 +119,10 @@ def unfederated(config: RunConfig, learning_rate: float, num_rounds: int) -> Run
         method=method,
         client=client,
         optimizer=dataclasses.replace(config.optimizer, learning_rate=learning_rate),
-        wire=dataclasses.replace(config.wire, uplink="float32", downlink="float32"),
+        wire=WireConfig(name="float32"),
         fairness=dataclasses.replace(config.fairness, name="none"),
+        privacy=NoPrivacy(name="none"),
+        unlearning=UnlearningConfig(name="none"),
         num_rounds=num_rounds,
         evaluate_every=num_rounds,
     )

@@ -22,6 +22,9 @@ from strategies.hosting import Hosting
 ERROR_UNKNOWN = 0
 """Flower's code for a dead simulation actor: it stays in the pool and swallows every later message."""
 
+COUNTED = "counted"
+"""In place of a codec: the parts are values that count as they are."""
+
 LARGEST = 2**53
 """Largest magnitude of a number in an answer: the largest count that a float64 counts exactly."""
 
@@ -30,7 +33,8 @@ LARGEST = 2**53
 class ClientReply:
     """What one client answered; ``error`` is set, and the rest is empty, when it did not.
 
-    ``stray`` marks an answer that nobody asked for: it is worth naming, and says nothing about the client.
+    ``stray`` marks an answer that nobody asked for: it is worth naming, and says nothing about the client. ``codec`` is
+    what the parts came as; an answer that no message brought has values that count as they are.
     """
 
     partition_id: int
@@ -38,6 +42,7 @@ class ClientReply:
     parts: Mapping[str, np.ndarray]
     error: str = ""
     stray: bool = False
+    codec: str = COUNTED
 
 
 def checked_number(client: str, info: Mapping[str, Any], name: str, *, whole: bool) -> Any:
@@ -225,6 +230,7 @@ def _split(reply: Message, asked: Sequence[int]) -> list[ClientReply]:
         return [ClientReply(p, {}, {}, reason) for p in asked]
     try:
         body, parts = records.read(reply, records.ANSWER)
+        codec = records.read_codec(reply, records.ANSWER)
         clients = [(int(info["partition-id"]), dict(info)) for info in body["clients"]]
     except (WireError, KeyError, TypeError, ValueError, OverflowError) as error:
         return [ClientReply(p, {}, {}, f"unreadable reply: {error}") for p in asked]
@@ -233,7 +239,7 @@ def _split(reply: Message, asked: Sequence[int]) -> list[ClientReply]:
         client, _, part = name.partition("/")
         own.get(client, {})[part] = values
     return [
-        ClientReply(p, info, own[str(p)], str(info.get("error", "")))
+        ClientReply(p, info, own[str(p)], str(info.get("error", "")), codec=codec)
         if p in asked
         else _stray(p, f"answers of clients {list(asked)}", "one of this client")
         for p, info in clients

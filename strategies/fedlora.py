@@ -5,7 +5,7 @@ the rule has one. Uplink: each client's trained factors. Nothing else crosses th
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,19 @@ from fedllm_flwr.averaging import (
     ServerOptimizer,
     State,
     beside_shared,
+    rescale,
+    resize,
 )
+from fedllm_flwr.codecs import Shapes, encode_difference
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import ShapeError, WireError
-from fedllm_flwr.models.adapters import AdapterLayout, Side, initial_factors, layer_shapes
+from fedllm_flwr.models.adapters import (
+    AdapterLayout,
+    LoraSpec,
+    Side,
+    initial_factors,
+    layer_shapes,
+)
 from fedllm_flwr.seeding import derive_seed
 from fedllm_flwr.settings.federation import StrategyConfig
 from fedllm_flwr.settings.methods import FedLoraConfig
@@ -30,6 +39,7 @@ from strategies.exchange import ClientReply
 from strategies.figures import training_figures
 from strategies.hosting import Hosting
 from strategies.observer import Checkpointed, Observer
+from strategies.received import Part, Start, counted_values, received_values
 from strategies.rounds import RoundStrategy
 from strategies.rules import GlobalModel, Rule, make_rule
 
@@ -85,29 +95,34 @@ class FedLora(RoundStrategy):
             config.model.ref(config.runtime.model_path), method.target_modules
         )
         self.layout = AdapterLayout(self.shapes, self.spec.rank)
+        held: Side = "b" if method.sharing == "b_only" else "both"
+        self._held = AdapterLayout(self.shapes, self.spec.rank, held)
         seed = derive_seed(config.seed, "lora_a", 0)
         self._first = initial_factors(self.shapes, self.spec, seed)
         self.model = GlobalModel(self._first)
         self._optimizer = server_optimizer(config.strategy)
         self._rule: Rule = self._new_rule()
+        self._starts: dict[LoraSpec, Start] = {}
 
     # What RoundStrategy asks for ---------------------------------------------------------------------------------
 
     def broadcast(
         self, server_round: int, *, train: bool
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """The adapter side that clients lack, the carried delta, and this round's learning rate."""
+        """The adapter side that clients lack, the carried delta, and this round's learning rate.
+
+        Evaluation messages never leave anything out: what is measured is the model that the run exports.
+        """
         parts: dict[str, np.ndarray] = {}
-        held: Side = "b" if self.method.sharing == "b_only" else "both"
         if self._rule.sends_adapter:
-            parts["adapter"] = AdapterLayout(self.shapes, self.spec.rank, held).pack(
-                self.model.factors
-            )
+            parts["adapter"] = self._held.pack(self.model.factors)
         flat, ranks = records.pack_delta(self.model.delta)
         if flat.size:
             parts["delta"] = flat
-        body: dict[str, Any] = {"side-held": held, "delta-ranks": ranks}
+        body: dict[str, Any] = {"side-held": self._held.side, "delta-ranks": ranks}
         if train:
+            if self.config.wire.sends_differences:
+                parts = {name: self._encoded(name, values) for name, values in parts.items()}
             body["side"] = trained_side(self.method.sharing, server_round)
             body["learning-rate"] = self.learning_rate(server_round)
         return body, parts
@@ -115,23 +130,47 @@ class FedLora(RoundStrategy):
     def begin_sum(self, server_round: int) -> None:
         """Start a new sum under the rule."""
         self._rule = self._new_rule()
+        self._starts = {}
+
+    def start_of(self, partition_id: int, server_round: int) -> Start:
+        """Where a client began the round, on the side that the round trains, at its own rank and scaling."""
+        spec = self.method.spec(max(partition_id, 0))
+        if spec not in self._starts:
+            self._starts[spec] = self._start(spec, server_round)
+        return self._starts[spec]
+
+    def start_values(self, server_round: int) -> dict[str, np.ndarray]:
+        """What the values of replies are counted from, by part, where all clients have one rank and scaling."""
+        start = self.start_of(0, server_round)
+        return {"adapter": start.counted_from(self.config.wire)}
+
+    def reply_values(self, reply: ClientReply, server_round: int) -> dict[str, np.ndarray]:
+        """The values that a reply counts as, by part.
+
+        Raises:
+            WireError, ShapeError: Names, codec or sizes are not what was asked for, or a value is not finite.
+        """
+        client = f"client {reply.partition_id}"
+        layout = self._layout_of(reply.partition_id, server_round)
+        if set(reply.parts) != {"adapter"}:
+            raise WireError(f"{client}: expected one part 'adapter', got {sorted(reply.parts)}")
+        part = Part(
+            who=client,
+            shapes=layout.shapes,
+            start=lambda: self.start_of(reply.partition_id, server_round),
+            why=f" (rank {layout.rank}, side {layout.side})",
+        )
+        flat = counted_values(self.config.wire, reply, "adapter", part)
+        self._check_finite(client, layout, flat)
+        return {"adapter": flat}
 
     def add_reply(self, reply: ClientReply, server_round: int) -> dict[str, Any]:
         """Check names, sizes, values and counts, then add the factors to the sum."""
-        client = f"client {reply.partition_id}"
-        spec = self.method.spec(max(reply.partition_id, 0))
-        side = trained_side(self.method.sharing, server_round)
-        layout = AdapterLayout(self.shapes, spec.rank, side)
-        if set(reply.parts) != {"adapter"}:
-            raise WireError(f"{client}: expected one part 'adapter', got {sorted(reply.parts)}")
-        flat = reply.parts["adapter"]
-        if flat.size != layout.size:
-            raise ShapeError(
-                f"{client}: expected {layout.size} values (rank {spec.rank}, side {side}), got {flat.size}"
-            )
-        self._check_finite(client, layout, flat)
-        figures = training_figures(client, reply.info)
+        flat = self.reply_values(reply, server_round)["adapter"]
+        figures = training_figures(f"client {reply.partition_id}", reply.info)
         weight = self.weight_of(reply, figures["num_examples"])
+        spec = self.method.spec(max(reply.partition_id, 0))
+        layout = self._layout_of(reply.partition_id, server_round)
         self._rule.add(self._beside(flat, layout, spec.scaling), weight, reply.partition_id)
         record = {"kind": "client", "round": server_round, "partition_id": reply.partition_id}
         return {**record, **figures, "rank": spec.rank}
@@ -184,6 +223,39 @@ class FedLora(RoundStrategy):
         return make_rule(
             self.config.strategy.name, self.layout, self.spec.scaling, self._optimizer, self._first
         )
+
+    def _layout_of(self, partition_id: int, server_round: int) -> AdapterLayout:
+        """Of what a client trains and sends in a round."""
+        rank = self.method.spec(max(partition_id, 0)).rank
+        return AdapterLayout(self.shapes, rank, trained_side(self.method.sharing, server_round))
+
+    def _known(self, name: str, values: np.ndarray) -> tuple[np.ndarray, Shapes]:
+        """What clients know of a part before a message, and its shapes: the first adapter, of a delta nothing."""
+        if name == "adapter":
+            return self._held.pack(self._first), self._held.shapes
+        return np.zeros_like(values), ((values.size,),)
+
+    def _encoded(self, name: str, values: np.ndarray) -> np.ndarray:
+        codec = self.config.wire.codec("downlink")
+        return encode_difference(codec, values, *self._known(name, values))
+
+    def _start(self, spec: LoraSpec, server_round: int) -> Start:
+        side = trained_side(self.method.sharing, server_round)
+        layout = AdapterLayout(self.shapes, spec.rank, side)
+        if not self._rule.sends_adapter:
+            seed = derive_seed(self.config.seed, "lora_a", server_round)
+            fresh = layout.pack(initial_factors(self.shapes, spec, seed))
+            return Start(fresh, fresh)
+        values = self._held.pack(self.model.factors)
+        decoded = received_values(self.config.wire, values, *self._known("adapter", values))
+        received = self._held.unpack(decoded, self.spec.scaling, self._first)
+
+        def fitted(adapter: Mapping[str, LoraFactors]) -> np.ndarray:
+            return layout.pack(
+                {n: rescale(resize(f, spec.rank), spec.scaling) for n, f in adapter.items()}
+            )
+
+        return Start(fitted(self.model.factors), fitted(received))
 
     def _beside(
         self, flat: np.ndarray, layout: AdapterLayout, scaling: float

@@ -16,18 +16,19 @@ from flwr.app import ArrayRecord
 
 from fedllm_flwr.averaging import RunningMean, State
 from fedllm_flwr.averaging.checks import check_values
+from fedllm_flwr.codecs import Shapes, encode_difference
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import ShapeError, WireError
 from fedllm_flwr.fairness import GroupSums, QFairMean
-from fedllm_flwr.models.peft_prompts import PeftPromptSpec, start_module
-from fedllm_flwr.models.prompt_start import embedding_table, start_prompt
-from fedllm_flwr.seeding import derive_seed
+from fedllm_flwr.models.prompt_start import embedding_table
+from fedllm_flwr.settings.first_prompts import first_prompts, part_shape
 from fedllm_flwr.settings.methods import FedPromptConfig
 from strategies.exchange import ClientReply
 from strategies.fedlora import server_optimizer
 from strategies.figures import training_figures
 from strategies.hosting import Hosting
 from strategies.observer import Checkpointed, Observer
+from strategies.received import Part, Start, counted_values, received_values
 from strategies.rounds import RoundStrategy
 
 CLUSTER = "cluster/"
@@ -46,23 +47,7 @@ def first_parts(config: RunConfig) -> dict[str, np.ndarray]:
     method = config.method
     assert isinstance(method, FedPromptConfig)  # noqa: S101  # the table of strategies says so
     ref = config.model.ref(config.runtime.model_path)
-    embeddings = embedding_table(ref, config.runtime.dtype)
-    spec = method.adapter_spec()
-    if isinstance(spec, PeftPromptSpec):
-        seed = derive_seed(config.seed, "prompt", "shared")
-        start = start_module(ref, spec, embeddings, seed, kind=method.start, text=method.start_text)
-        return {"shared": start}
-    return {
-        segment.name: start_prompt(
-            embeddings,
-            segment.length,
-            method.start,
-            derive_seed(config.seed, "prompt", segment.name),
-            method.start_text,
-        )
-        for segment in method.spec().segments
-        if segment.name != "personal"
-    }
+    return first_prompts(method, ref, embedding_table(ref, config.runtime.dtype), config.seed)
 
 
 class FedPrompt(RoundStrategy):
@@ -85,27 +70,36 @@ class FedPrompt(RoundStrategy):
         super().__init__(
             config, hosting, observer, partition_ids=partition_ids, task_kind=task_kind
         )
-        first = first_parts(config)
-        self._cluster_start = first.get("cluster")
-        self.parts: dict[str, np.ndarray] = {"shared": first["shared"]}
+        assert isinstance(config.method, FedPromptConfig)  # noqa: S101  # the table of strategies says so
+        self.method = config.method
+        self._first = first_parts(config)
+        self._cluster_start = self._first.get("cluster")
+        self.parts: dict[str, np.ndarray] = {"shared": self._first["shared"]}
         self.clusters: dict[int, str] = {}
         self.trained_ids: set[int] = set()
         self._optimizer = server_optimizer(config.strategy)
         self._moments: State | None = None
         self._sums: dict[str, RunningMean] = {}
         self._fair: QFairMean | None = None
+        self._starts: dict[str, Start] = {}
 
     # What RoundStrategy asks for ---------------------------------------------------------------------------------
 
     def broadcast(
         self, server_round: int, *, train: bool
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """The shared prompt, every cluster's, the clusters' common start, and this round's learning rate."""
+        """The shared prompt, every cluster's, the clusters' common start, and this round's learning rate.
+
+        Evaluation messages never leave anything out: what is measured is the prompt that the run exports.
+        """
         parts = dict(self.parts)
         if self._cluster_start is not None:
             parts[START] = self._cluster_start
         if not train:
             return {}, parts
+        if self.config.wire.sends_differences:
+            codec = self.config.wire.codec("downlink")
+            parts = {n: encode_difference(codec, v, *self._known(n)) for n, v in parts.items()}
         return {"learning-rate": self.learning_rate(server_round)}, parts
 
     def parts_for(
@@ -122,7 +116,7 @@ class FedPrompt(RoundStrategy):
 
     def begin_sum(self, server_round: int) -> None:
         """Start a new sum for each part."""
-        self._sums = {}
+        self._sums, self._starts = {}, {}
         fairness = self.config.fairness
         self._fair = None
         if fairness.name == "q_ffl":
@@ -130,32 +124,52 @@ class FedPrompt(RoundStrategy):
             size = self.parts["shared"].size
             self._fair = QFairMean(size, q=fairness.q, learning_rate=rate)
 
+    def start_of(self, key: str) -> Start:
+        """Where clients began the round with the shared prompt or that of a cluster."""
+        if key not in self._starts:
+            own, (known, shapes) = self._value(key), self._known(key)
+            self._starts[key] = Start(own, received_values(self.config.wire, own, known, shapes))
+        return self._starts[key]
+
+    def start_values(self, server_round: int) -> dict[str, np.ndarray]:
+        """What the values of replies are counted from, by part, where there are no clusters."""
+        return {"shared": self.start_of("shared").counted_from(self.config.wire)}
+
+    def reply_values(self, reply: ClientReply, server_round: int) -> dict[str, np.ndarray]:
+        """The values that a reply counts as, by part.
+
+        Raises:
+            WireError, ShapeError: Names, codec or sizes are not what was asked for, or a value is not finite.
+        """
+        client, cluster = f"client {reply.partition_id}", self._cluster_of(reply)
+        expected = ["shared"] if self._cluster_start is None else ["cluster", "shared"]
+        if sorted(reply.parts) != expected:
+            raise WireError(f"{client}: expected the parts {expected}, got {sorted(reply.parts)}")
+        values = {}
+        for name in reply.parts:
+            key = self._key(name, cluster)
+            part = Part(
+                f"{client}, part {name}",
+                self._known(key)[1],
+                lambda k=key: self.start_of(k),  # type: ignore[misc]
+            )
+            values[name] = counted_values(self.config.wire, reply, name, part)
+            check_values(values[name], part.who)
+        return values
+
     def add_reply(self, reply: ClientReply, server_round: int) -> dict[str, Any]:
         """Check names, sizes, values and counts, then add the prompts to their sums."""
-        client = f"client {reply.partition_id}"
         name = self._cluster_of(reply)
-        expected = {"shared": self.parts["shared"].size}
-        if self._cluster_start is not None:
-            expected["cluster"] = self._cluster_start.size
-        if set(reply.parts) != set(expected):
-            raise WireError(
-                f"{client}: expected the parts {sorted(expected)}, got {sorted(reply.parts)}"
-            )
-        for part, size in expected.items():
-            if reply.parts[part].size != size:
-                raise ShapeError(
-                    f"{client}, part {part}: expected {size} values, got {reply.parts[part].size}"
-                )
-            check_values(reply.parts[part], f"{client}, part {part}")
-        figures = training_figures(client, reply.info)
+        parts = self.reply_values(reply, server_round)
+        figures = training_figures(f"client {reply.partition_id}", reply.info)
         weight = self.weight_of(reply, figures["num_examples"])
         if self._fair is not None:
             sums = sum(self.balance.checked(reply).values(), GroupSums())
-            update = reply.parts["shared"] - self.parts["shared"]
+            update = parts["shared"] - self.parts["shared"]
             self._fair.add(update, sums.mean_loss, weight=weight, client=reply.partition_id)
         else:
-            for part, values in reply.parts.items():
-                key = part if part == "shared" else CLUSTER + name
+            for part, values in parts.items():
+                key = self._key(part, name)
                 total = self._sums.setdefault(key, RunningMean(values.size))
                 total.add(values, weight, client=reply.partition_id)
         record = {"kind": "client", "round": server_round, "partition_id": reply.partition_id}
@@ -229,6 +243,16 @@ class FedPrompt(RoundStrategy):
         found = self.parts.get(part, self._cluster_start)
         assert found is not None  # noqa: S101  # only clustered runs have parts that do not exist yet
         return found
+
+    @staticmethod
+    def _key(part: str, cluster: str) -> str:
+        return part if part == "shared" else CLUSTER + cluster
+
+    def _known(self, key: str) -> tuple[np.ndarray, Shapes]:
+        """What clients know of a part before a message, and its shapes."""
+        part = "shared" if key == "shared" else "cluster"
+        first = self._first[part]
+        return first, (part_shape(self.method, part, first.size),)
 
     def _note_loss(self, reply: ClientReply, server_round: int) -> None:
         """Say so when a client that has trained before comes without its personal prompt."""

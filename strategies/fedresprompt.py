@@ -9,12 +9,12 @@ Axes: B rows, m tokens of a prompt, d width of the model's embeddings, k bottlen
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -34,6 +34,7 @@ from strategies.exchange import ClientReply, by_client, checked_number, messages
 from strategies.fedlora import server_optimizer
 from strategies.figures import training_figures
 from strategies.hosting import Hosting
+from strategies.leaks import Leaks
 from strategies.observer import Checkpointed, Observer
 from strategies.prompt_server import PromptServer
 from strategies.rounds import RoundStrategy
@@ -79,6 +80,8 @@ class FedResPrompt(RoundStrategy):
         self._moments: dict[str, np.ndarray] = {}
         self._sum = RunningMean(self.controller.size)
         self._deadline = 0.0
+        self._leaks = Leaks(method, config.client)
+        self.trained_ids: set[int] = set()
 
     # What RoundStrategy asks for ---------------------------------------------------------------------------------
 
@@ -103,8 +106,25 @@ class FedResPrompt(RoundStrategy):
         self._deadline = time.monotonic() + self.config.strategy.round_timeout_seconds
         return super().configure_evaluate(server_round, arrays, config, grid)
 
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Sums of the clients, and what their prompts give away."""
+        self._leaks.begin_evaluation()
+        metrics = super().aggregate_evaluate(server_round, replies)
+        for line in self._leaks.lines(server_round):
+            self.observer.evaluated(line)
+        return metrics and MetricRecord({**metrics, **self._leaks.figures()})
+
     def trained(self, server_round: int, replies: Iterator[ClientReply]) -> Iterator[ClientReply]:
         """The exchanges of the round; under ``sync_sgd`` with too few clients left all of its steps are undone."""
+        for reply in self._exchanged(server_round, self._with_matrix(server_round, replies)):
+            self._leaks.trained(reply)
+            yield reply
+
+    def _exchanged(
+        self, server_round: int, replies: Iterator[ClientReply]
+    ) -> Iterator[ClientReply]:
         rate = self.learning_rate(server_round)
         body = {**self._common(server_round), "learning-rate": rate}
         chain = Chain(
@@ -159,6 +179,7 @@ class FedResPrompt(RoundStrategy):
         if self.method.mode != "sync_sgd":
             values = checked_part(reply, CONTROLLER, self.controller.size)
             self._sum.add(values, weight, client=reply.partition_id)
+        self.trained_ids.add(reply.partition_id)
         record = {"kind": "client", "round": server_round, "partition_id": reply.partition_id}
         return {**record, **figures}
 
@@ -173,9 +194,10 @@ class FedResPrompt(RoundStrategy):
         self.controller, self._moments = after[CONTROLLER], dict(state.arrays())
 
     def checkpoint(self, server_round: int) -> Checkpointed:
-        """The controller and the optimizer's moments."""
+        """The controller, the optimizer's moments, who has trained, and what has been sent."""
         moments = {OPTIMIZER + name: values for name, values in self._moments.items()}
-        return Checkpointed(server_round, {CONTROLLER: self.controller, **moments}, {})
+        state = {"trained": sorted(self.trained_ids), "leaks": self._leaks.state()}
+        return Checkpointed(server_round, {CONTROLLER: self.controller, **moments}, state)
 
     def restore(self, saved: Checkpointed) -> None:
         """Go on from a checkpoint.
@@ -190,6 +212,8 @@ class FedResPrompt(RoundStrategy):
                 f"got {found.size}"
             )
         self.controller = found
+        self.trained_ids = set(saved.state["trained"])
+        self._leaks.restore(saved.state["leaks"])
         self._moments = {
             name.removeprefix(OPTIMIZER): values
             for name, values in saved.arrays.items()
@@ -199,6 +223,20 @@ class FedResPrompt(RoundStrategy):
     def arrays(self) -> ArrayRecord:
         """The controller as one flat array."""
         return ArrayRecord({CONTROLLER: torch.from_numpy(self.controller)})  # type: ignore[arg-type]
+
+    def _with_matrix(
+        self, server_round: int, replies: Iterator[ClientReply]
+    ) -> Iterator[ClientReply]:
+        """First replies; says so when a client that has trained before comes without its private matrix."""
+        for reply in replies:
+            lost = reply.info.get("private-matrix") == "new"
+            if lost and reply.partition_id in self.trained_ids:
+                text = (
+                    f"client {reply.partition_id} has lost its private matrix P and begins at the start value; name a "
+                    "folder in its node's state-path"
+                )
+                self.observer.evaluated({"kind": "event", "round": server_round, "text": text})
+            yield reply
 
     # Steps and scores at the server ------------------------------------------------------------------------------
 
@@ -233,6 +271,7 @@ class FedResPrompt(RoundStrategy):
         if reply.error:
             raise WireError(reply.error)
         check_reservoir(reply, self.reservoir)
+        self._leaks.heard(reply)
         splits: Any = reply.info.get("splits")
         if not isinstance(splits, dict) or set(splits) != set(self.evaluated_splits):
             raise WireError(

@@ -12,6 +12,8 @@ _FIGURES = (*_COUNTS, "loss", "cpu-seconds")
 def training_figures(client: str, info: Mapping[str, Any]) -> dict[str, Any]:
     """A client's counts, mean loss and CPU seconds, each checked before anything of the answer counts.
 
+    An answer that says ``withheld`` has only the numbers of its examples and steps: the rest would tell of single rows.
+
     Args:
         client: Who, for the message.
         info: Its answer.
@@ -22,7 +24,8 @@ def training_figures(client: str, info: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         WireError: A number is absent, not finite, or too large to be true.
     """
-    names = (*_FIGURES, *(("queries",) if "queries" in info else ()))
+    told = _COUNTS[:2] if info.get("withheld") is True else _FIGURES
+    names = (*told, *(("queries",) if "queries" in info else ()))
     return {
         name.replace("-", "_"): checked_number(
             client, info, name, whole=name in (*_COUNTS, "queries")

@@ -4,13 +4,14 @@
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 
+from fedllm_flwr import records
 from fedllm_flwr.averaging.weights import client_weight
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.training.settings import scheduled_rate
@@ -18,6 +19,11 @@ from strategies.balance import Balance
 from strategies.exchange import ClientReply
 from strategies.hosting import Hosting
 from strategies.observer import Checkpointed, Observer
+
+
+def no_parts(partition_ids: Sequence[int]) -> dict[str, np.ndarray]:
+    """Clients that are served what everybody is."""
+    return {}
 
 
 class FederatedMethod(Strategy):
@@ -61,6 +67,18 @@ class FederatedMethod(Strategy):
     def begin_sum(self, server_round: int) -> None:
         """Start a new sum."""
 
+    def start_values(self, server_round: int) -> dict[str, np.ndarray]:
+        """What the values of replies are counted from, by part, float32 [n]; where all clients have the same."""
+        raise NotImplementedError(f"{type(self).__name__}: a reply is not one set of values")
+
+    def reply_values(self, reply: ClientReply, server_round: int) -> dict[str, np.ndarray]:
+        """The values that a reply counts as, by part.
+
+        Raises:
+            WireError, ShapeError: Names, codec or sizes are not what was asked for, or a value is not finite.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: a reply is not one set of values")
+
     @abstractmethod
     def add_reply(self, reply: ClientReply, server_round: int) -> dict[str, Any]:
         """Validate one client's reply and add it to the sum; returns the client's record.
@@ -101,6 +119,27 @@ class FederatedMethod(Strategy):
     ) -> dict[str, np.ndarray]:
         """Of a broadcast's arrays, those that these clients need; by default all."""
         return parts
+
+    def contents(
+        self,
+        parts: dict[str, np.ndarray],
+        own_parts: Callable[[Sequence[int]], dict[str, np.ndarray]] = no_parts,
+    ) -> Callable[[Sequence[int]], RecordDict]:
+        """Arrays for the clients of a message; encoded once where all messages have the same.
+
+        Args:
+            parts: Of the broadcast.
+            own_parts: What some clients are served beside it.
+        """
+        whole = records.instruction({}, parts, self.config.wire.downlink)
+
+        def chosen(partition_ids: Sequence[int]) -> RecordDict:
+            needed, own = self.parts_for(partition_ids, parts), own_parts(partition_ids)
+            if needed is parts and not own:
+                return whole
+            return records.instruction({}, {**needed, **own}, self.config.wire.downlink)
+
+        return chosen
 
     def trained(self, server_round: int, replies: Iterator[ClientReply]) -> Iterator[ClientReply]:
         """The replies that close the round; a method with several exchanges in a round makes the others here."""

@@ -7,6 +7,14 @@ from typing import Any, Protocol
 import numpy as np
 from flwr.app import Message
 
+from fedllm_flwr.unlearning.ledger import Contribution
+
+MERGING = "merging/"
+"""Prefix of a checkpoint's arrays that belong to how replies merge, and not to the method."""
+
+UNMEASURED = "unmeasured"
+"""Key of a checkpoint's state: the model was made without a training round, and has to be evaluated."""
+
 
 @dataclass(frozen=True)
 class Checkpointed:
@@ -32,8 +40,14 @@ class Observer(Protocol):
     def failure(self, server_round: int, partition_id: int, reason: str) -> None:
         """A client's reply is missing or was dropped."""
 
+    def contributed(self, server_round: int, contribution: Contribution) -> None:
+        """A client's update has been added, in a run that keeps a ledger."""
+
     def evaluated(self, record: dict[str, Any]) -> None:
-        """One client's evaluation has arrived, or the sums of a group are complete."""
+        """One client's evaluation has arrived, a group's sums are complete, or noised values are about to leave."""
+
+    def kept(self, kind: str) -> Sequence[dict[str, Any]]:
+        """The records of a kind so far, those of earlier processes of the run included."""
 
     def finished(self, record: dict[str, Any], checkpoint: Checkpointed) -> None:
         """A round is complete: keep its record, then its checkpoint."""

@@ -23,6 +23,7 @@ from fedllm_flwr.settings.methods import FedResPromptConfig
 from fedllm_flwr.tasks.base import Task
 from fedllm_flwr.tasks.encode import build_encoder
 from fedllm_flwr.training.server_half import Placement, ServerHalf
+from fedllm_flwr.training.server_texts import TextKeys
 from strategies.exchange import ClientReply, checked_number
 
 ROWS_PER_PASS = 64
@@ -124,7 +125,7 @@ class PromptServer:
         targets = whole.targets
         losses, gradients = [], []
         for rows in self._passes(whole):
-            half = self._half(whole, rows)
+            half = self._half(whole, rows, keep=True)
             loss, gradient = half.loss_and_gradient(whole.values[rows], targets[rows])
             losses.append(loss.detach())
             gradients.append(gradient.detach())
@@ -145,7 +146,9 @@ class PromptServer:
         """Of each client's rows the gradients [B, m, d], from slopes [B, K] of losses that the server never sees."""
         whole, slope = _together(batch), torch.cat(list(slopes))
         found = [
-            self._half(whole, rows).gradient_from_logit_slope(whole.values[rows], slope[rows])
+            self._half(whole, rows, keep=True).gradient_from_logit_slope(
+                whole.values[rows], slope[rows]
+            )
             for rows in self._passes(whole)
         ]
         return list(torch.cat(found).detach().split([len(own.values) for own in batch]))
@@ -184,14 +187,21 @@ class PromptServer:
         backbone, words = self._model
         return ServerHalf(backbone, token_ids=words)
 
-    def _half(self, whole: Prompts, rows: slice) -> Half:
-        """The model for some of the rows: it keeps what their texts have in it."""
+    @cached_property
+    def _keys(self) -> TextKeys:
+        return TextKeys(self._model[0])
+
+    def _half(self, whole: Prompts, rows: slice, *, keep: bool = False) -> Half:
+        """The model for some of the rows; what it computes of training rows' texts is kept for their next exchange."""
         if whole.texts is None:
             return self._without_text
         backbone, words = self._model
         placement = PLACEMENTS[self._method.server_text]
         texts = whole.texts[rows]
-        return ServerHalf(backbone, token_ids=words, text_ids=texts, placement=placement)
+        with_keys = self._keys.kept if keep else self._keys.found
+        return ServerHalf(
+            backbone, token_ids=words, text_ids=texts, placement=placement, with_keys=with_keys
+        )
 
     def _checked_targets(self, client: str, targets: Any, rows: int) -> Tensor:
         if not isinstance(targets, list) or len(targets) != rows:

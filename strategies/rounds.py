@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
@@ -22,10 +22,10 @@ from fedllm_flwr import records
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import RunStoppedError, ShapeError, WireError
 from strategies.exchange import by_client, messages_for, stream
+from strategies.fedunlearning import merging_of, staying
 from strategies.hosting import Hosting
-from strategies.method import FederatedMethod
-from strategies.observer import Checkpointed, Observer
-from strategies.sampling import draw_cohort
+from strategies.method import FederatedMethod, no_parts
+from strategies.observer import MERGING, UNMEASURED, Checkpointed, Observer
 from strategies.tally import SplitTally, checked_groups, checked_splits
 
 
@@ -48,11 +48,12 @@ class RoundStrategy(FederatedMethod):
         super().__init__(
             config, hosting, observer, partition_ids=partition_ids, task_kind=task_kind
         )
-        self.evaluated_ids = self.partition_ids
+        self.evaluated_ids = staying(config, self.partition_ids)
         self.evaluated_splits: tuple[str, ...] = ("validation", "test")
         self.template = config.task.template
         self.plain = False
         self.tuning: dict[str, Any] = {}
+        self.privacy = merging_of(config, observer)
         self.run = uuid.uuid4().hex  # what clients keep for themselves belongs to one run
         self._sent: list[Message] = []
         self._left_to_train: list[int] = []
@@ -68,25 +69,22 @@ class RoundStrategy(FederatedMethod):
     ) -> list[Message]:
         """Messages to the nodes that host this round's cohort (or, in a retry, what is left of it)."""
         if not self._left_to_train or self._round_figures["round"] != server_round:
-            self._left_to_train = draw_cohort(
-                self.config.seed,
-                server_round,
-                self.partition_ids,
-                self.config.strategy.cohort_fraction,
-            )
-            self.begin_sum(server_round)
+            self._left_to_train = self.privacy.cohort(server_round, self.partition_ids)
+            self.privacy.begin(self, server_round)
             self.balance.begin()
             cohort = list(self._left_to_train)
             self._round_figures = {
                 "round": server_round,
                 "cohort": cohort,
+                "good": 0,
+                "num_examples": 0,
                 "losses": [],
-                "weights": [],
             }
+        self.privacy.asked(server_round, self._left_to_train)
         body, parts = self.broadcast(server_round, train=True)
         self._sent = messages_for(
             self.hosting,
-            self._content(parts),
+            self.contents(parts),
             {**self._common(server_round), **body, **self.balance.instruction()},
             message_type=records.TRAIN,
             partition_ids=self._left_to_train,
@@ -116,29 +114,31 @@ class RoundStrategy(FederatedMethod):
                 if reply.error:
                     raise WireError(reply.error)
                 groups = self.balance.checked(reply)
-                record = self.add_reply(reply, server_round)
+                record = self.privacy.add(self, reply, server_round)
             except (WireError, ShapeError) as error:
                 left.append(reply.partition_id)
                 self.observer.failure(server_round, reply.partition_id, str(error))
                 continue
             self.balance.add(reply.partition_id, groups)
-            figures["losses"].append(record["loss"])
-            figures["weights"].append(record["num_examples"])
+            figures["good"] += 1
+            figures["num_examples"] += record["num_examples"]
+            if "loss" in record:
+                figures["losses"].append((record["loss"], record["num_examples"]))
             self.observer.client(record)
             del reply  # or its node's whole answer would stay while the next wave trains
-        good = len(figures["losses"])
-        if good < math.ceil(self.config.strategy.min_fraction * len(figures["cohort"])):
+        if figures["good"] < math.ceil(self.config.strategy.min_fraction * len(figures["cohort"])):
             self._left_to_train = left
             return None, None
         self._left_to_train = []
         figures["dropped"] = left
-        self.finish_sum(server_round)
+        self.privacy.finish(self, server_round)
         for line in self.balance.finish(server_round):
             self.observer.evaluated(line)
-        loss = float(np.average(figures["losses"], weights=figures["weights"]))
-        return self.arrays(), MetricRecord(
-            {"train-loss": loss, records.NUM_EXAMPLES: sum(figures["weights"])}
-        )
+        metrics = MetricRecord({records.NUM_EXAMPLES: figures["num_examples"]})
+        if figures["losses"]:  # a cohort of coins may be empty, and private rows tell no loss
+            losses, weights = zip(*figures["losses"], strict=True)
+            metrics["train-loss"] = float(np.average(losses, weights=weights))
+        return self.arrays(), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -159,7 +159,7 @@ class RoundStrategy(FederatedMethod):
         }
         self._sent = messages_for(
             self.hosting,
-            self._content(parts),
+            self.contents(parts, no_parts if self.plain else self.privacy.own_parts),
             body,
             message_type=records.EVALUATE,
             partition_ids=self.evaluated_ids,
@@ -231,25 +231,30 @@ class RoundStrategy(FederatedMethod):
         Raises:
             TooFewRepliesError: Too few clients answered, several times over. The last checkpoint is intact.
             RunStoppedError: A simulation worker died. The last checkpoint is intact.
+
+        The run ends early, and as it should, before the round that the privacy budget does not allow.
         """
         rounds = num_rounds or self.config.num_rounds
         seconds = timeout or self.config.strategy.round_timeout_seconds
         result = Result()
         first = 1
         if resume_from is not None:
-            self.restore(resume_from)
-            self.balance.restore(resume_from.state["balance"])
-            self.run = resume_from.state["run"]
+            self.resume(resume_from)
             first = resume_from.server_round + 1
+            if resume_from.state.get(UNMEASURED):
+                self._complete(grid, resume_from.server_round, seconds, rounds, result, {})
         else:
             self._complete(grid, 0, seconds, rounds, result, {})
         for server_round in range(first, rounds + 1):
+            if self.privacy.is_spent():
+                break
             began = time.monotonic()
             self.hosting.refresh()
             metrics = self._train_until_enough(grid, server_round, seconds)
             result.train_metrics_clientapp[server_round] = metrics
+            losses = {"train_loss": metrics["train-loss"]} if "train-loss" in metrics else {}
             record = {
-                "train_loss": float(metrics["train-loss"]),  # type: ignore[arg-type]
+                **losses,
                 "num_examples": int(metrics[records.NUM_EXAMPLES]),  # type: ignore[arg-type]
                 "cohort": self._round_figures["cohort"],
                 "dropped_replies": len(self._round_figures["dropped"]),
@@ -279,7 +284,7 @@ class RoundStrategy(FederatedMethod):
             self.hosting.refresh()
         cohort = self._round_figures["cohort"]
         raise TooFewRepliesError(
-            f"round {server_round}: {len(self._round_figures['losses'])} of {len(cohort)} clients gave a good reply "
+            f"round {server_round}: {self._round_figures['good']} of {len(cohort)} clients gave a good reply "
             f"in {self.config.strategy.max_retries + 1} attempts; "
             f"strategy.min_fraction={self.config.strategy.min_fraction} asks for "
             f"{math.ceil(self.config.strategy.min_fraction * len(cohort))}"
@@ -296,7 +301,8 @@ class RoundStrategy(FederatedMethod):
     ) -> None:
         """Evaluate if it is this round's turn, then hand the round's record and checkpoint to the observer."""
         began = time.monotonic()
-        due = server_round % self.config.evaluate_every == 0 or server_round == rounds
+        last = server_round == rounds or self.privacy.is_spent()
+        due = last or server_round % self.config.evaluate_every == 0
         if due and self.evaluated_splits:
             messages = self.configure_evaluate(server_round, self.arrays(), ConfigRecord(), grid)
             metrics = self.aggregate_evaluate(
@@ -308,27 +314,24 @@ class RoundStrategy(FederatedMethod):
             record["evaluate_seconds"] = time.monotonic() - began
         self.observer.finished(
             {"kind": "round", "round": server_round, "rounds": rounds, **record},
-            self._saved(server_round),
+            self.snapshot(server_round),
         )
 
-    def _saved(self, server_round: int) -> Checkpointed:
-        """The method's checkpoint, with the multipliers of its groups."""
+    def snapshot(self, server_round: int) -> Checkpointed:
+        """The method's checkpoint, with the multipliers of its groups and what its merging keeps."""
         saved = self.checkpoint(server_round)
-        return replace(
-            saved, state={**saved.state, "balance": self.balance.state(), "run": self.run}
-        )
+        own = {"balance": self.balance.state(), "privacy": self.privacy.state(), "run": self.run}
+        arrays = {MERGING + name: values for name, values in self.privacy.arrays().items()}
+        return replace(saved, arrays={**saved.arrays, **arrays}, state={**saved.state, **own})
 
-    def _content(self, parts: dict[str, np.ndarray]) -> Callable[[Sequence[int]], RecordDict]:
-        """Arrays for the clients of a message; encoded once where all messages have the same."""
-        whole = records.instruction({}, parts, self.config.wire.downlink)
-
-        def chosen(partition_ids: Sequence[int]) -> RecordDict:
-            needed = self.parts_for(partition_ids, parts)
-            if needed is parts:
-                return whole
-            return records.instruction({}, needed, self.config.wire.downlink)
-
-        return chosen
+    def resume(self, saved: Checkpointed) -> None:
+        """Undo :meth:`snapshot`."""
+        own = {n: v for n, v in saved.arrays.items() if n.startswith(MERGING)}
+        self.restore(replace(saved, arrays={n: v for n, v in saved.arrays.items() if n not in own}))
+        self.balance.restore(saved.state["balance"])
+        self.privacy.restore(saved.state["privacy"])
+        self.privacy.restore_arrays({n.removeprefix(MERGING): v for n, v in own.items()})
+        self.run = saved.state["run"]
 
     def _common(self, server_round: int) -> dict[str, Any]:
         return {

@@ -170,7 +170,7 @@ def make_rule(
         optimizer: Steps on the mean of factors; used by ``factor_mean``.
         fresh: The run's first adapter, from whose A ``svd`` takes rows for ranks that carry nothing.
     """
-    if name == "factor_mean":
+    if name in ("factor_mean", "sift_merge"):  # whose mean is made before, and comes as one reply
         return FactorMeanRule(layout, scaling, optimizer)
     if name == "stack":
         return StackRule()

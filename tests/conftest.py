@@ -30,7 +30,8 @@ from fedllm_flwr.loopback import LoopbackGrid
 from fedllm_flwr.runs import checkpoints
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.progress import Progress
-from strategies import FedPrompt, Hosting, RoundStrategy, build_strategy
+from fedllm_flwr.seeding import derive_seed
+from strategies import FedGrass, FedPrompt, FedResPrompt, Hosting, RoundStrategy, build_strategy
 from strategies.fedprompt import first_parts
 from strategies.observer import Checkpointed
 
@@ -68,6 +69,7 @@ MICRO_METHODS = {
     "fedprompt": ("strategy=prompt_mean", "method.length=3", "task.template=read"),
     "fedresprompt": ("strategy=controller_mean", "method.length=2", "method.controller_size=4",
                      "method.reservoir_size=20", "method.input_size=6", "method.server_model=surrogate"),
+    "fedgrass": ("strategy=row_mean", "client.clip_norm=0", "method.rank=4", "method.target_modules=[q_proj,v_proj]"),
 }  # fmt: skip
 """The smallest of each method."""
 
@@ -195,6 +197,12 @@ class Played:
                 name: values - start[name.partition("/")[0]]
                 for name, values in self.strategy.parts.items()
             }
+        if isinstance(self.strategy, FedResPrompt):
+            start = self.strategy.spec.start(derive_seed(self.strategy.config.seed, "controller"))
+            values = self.strategy.controller
+            return {"controller": values - start.numpy()[: values.size]}
+        if isinstance(self.strategy, FedGrass):
+            return {name: update.values for name, update in self.strategy.changed.items()}
         return {layer: self.product(layer) for layer in self.strategy.model.factors}
 
 

@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -60,7 +62,12 @@ def test_an_unknown_action_lists_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "action", [name for name in actions.ACTIONS if name not in ("run", "costs")]
+    "action",
+    [
+        name
+        for name in actions.ACTIONS
+        if name not in ("run", "costs", "cascade", "calibrate", "query")
+    ],
 )
 def test_an_action_on_a_run_needs_a_run(action: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"action={action}: needs run=<run directory>, got none"):
@@ -148,6 +155,100 @@ def test_costs_are_printed_for_the_chosen_model_too_in_every_format(act: Fixture
     assert (tiny["width"], tiny["layers"], tiny["resprompt_bytes"]) == (64, 2, 2 * 10 * 64 * 4)
     assert "| tiny | 64 | 2 | 5,120 |" in out
     assert "\ntiny,64,2,5120," in out
+
+
+@pytest.mark.parametrize("form", ["markdown", "csv", "json"])
+def test_costs_are_printed_in_the_chosen_format_and_in_no_other(form: str, act: Fixture) -> None:
+    out = act("action=costs", f"format={form}", *SMALL)
+    everything = act("action=costs", "format=all", *SMALL)
+    assert out in everything == act("action=costs", *SMALL)
+    assert len(out) < len(everything)
+    if form == "json":
+        named = {row["table"] for row in json.loads(out)}
+        assert named == {"published", "full", "memory", "sparsity"}
+    if form == "csv":
+        first, second, memory, sparsity = (
+            list(csv.DictReader(io.StringIO(block))) for block in out.split("\n\n")
+        )
+        assert [row["model"] for row in first] == [row["model"] for row in second]
+        assert [row["method"] for row in memory] == ["full", "lora", "galore", "grass", "prompt"]
+        assert sparsity[0]["total_gb"] == "112.0"
+    if form == "markdown":
+        assert all(line.startswith(("|", "#")) for line in out.splitlines() if line)
+
+
+def recorded(folder: Path, *more: dict[str, Any]) -> Path:
+    """Two queries: the first tier's three members agree on the first and are wrong on the second."""
+    rows = []
+    for query, said in (("q1", "aab"), ("q2", "bbb")):
+        rows += [
+            {"query": query, "tier": "small", "member": m, "answer": answer, "correct": answer == "a",
+             "input_tokens": 10, "output_tokens": 1}
+            for m, answer in enumerate(said)
+        ]  # fmt: skip
+        rows.append({**rows[-1], "tier": "large", "member": "L", "answer": "A", "correct": True})
+    path = folder / "answers.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (*rows, *more)))
+    return path
+
+
+def test_a_replay_prints_one_list_of_rows(act: Fixture, tmp_path: Path) -> None:
+    rows = json.loads(act("action=cascade", f"replay={recorded(tmp_path)}", "format=json"))
+    by_method = {(row["method"], row["theta"]): row for row in rows if row["table"] == "curve"}
+    for method, correct, cost in (
+        ("always_first", 1, 66),
+        ("always_last", 2, 22),
+        ("oracle", 2, 44),
+    ):
+        assert (by_method[method, None]["correct"], by_method[method, None]["cost"]) == (
+            correct,
+            cost,
+        )
+    strict = by_method["cascade", 1.0]
+    assert (strict["correct"], strict["deferral_rate"], strict["cost"]) == (1, 0.5, 77)
+    assert [tier["cost"] for tier in strict["tiers"]] == [66, 11]
+
+
+def test_a_replay_has_prices_formats_and_a_seed(act: Fixture, tmp_path: Path) -> None:
+    asked = ["action=cascade", f"replay={recorded(tmp_path)}", "prices=[small:0.1/0.2,large:1/2]"]
+    plain = act(*asked)
+    assert plain.startswith("## Accuracy and cost")
+    assert "| always_first | – | 1 | 0.5 |" in plain
+    everything = act(*asked, "format=all", "seed=3")
+    for form in ("csv", "json"):
+        assert act(*asked, f"format={form}", "seed=3") in everything
+    row = json.loads(act(*asked, "format=json"))[0]
+    assert row["tiers"][0]["cost"] == 7.2, "6 answers of 10 tokens at 0.1 and 1 at 0.2"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], r"needs replay=<JSON Lines file of answers>, or two or more cascade.tiers, got none"),
+        (["replay=absent.jsonl"], r"data file absent\.jsonl: expected a readable file"),
+        (["replay={file}", "format=xml"], r"format: expected one of markdown, csv, json, all, got 'xml'"),
+        (["replay={file}", "model=tiny"], r"only replay=, prices=, format= and seed=, got model=tiny"),
+        (["replay={file}", "run=x"], r"only replay=, .* got run=x"),
+        (["replay={file}", "prices=[small:1/1]"], r"prices: .* got none for 'large'"),
+        (["replay={bad}"], r"answers\.jsonl, line 9, field 'correct': expected true or false, got 'yes'"),
+    ],
+)  # fmt: skip
+def test_a_replay_that_cannot_be_is_named(more: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    odd = {"query": "q3", "tier": "small", "member": 0, "answer": "a", "correct": "yes", "input_tokens": 1,
+           "output_tokens": 1}  # fmt: skip
+    files = {"file": recorded(tmp_path), "bad": recorded(tmp_path / "bad", odd)}
+    asked = ["action=cascade", *(word.format(**files) for word in more)]
+    with pytest.raises(ConfigError, match=message):
+        actions.act(compose_run(asked), asked)
+
+
+def test_an_unknown_format_of_costs_is_named() -> None:
+    asked = ["action=costs", "format=xml"]
+    with pytest.raises(
+        ConfigError, match="format: expected one of markdown, csv, json, all, got 'xml'"
+    ):
+        actions.act(compose_run(asked), asked)
 
 
 def test_a_run_in_the_directory_of_another_is_refused_before_anything_loads(

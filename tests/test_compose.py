@@ -48,6 +48,20 @@ def test_what_belongs_to_the_door_is_not_part_of_the_run() -> None:
     assert asked.config == plain.config
 
 
+def test_a_key_that_the_action_would_not_read_is_refused() -> None:
+    asked = compose_run(["action=cascade", "replay=x.jsonl", "prices=[a:1/2,b:3/4]", "format=json"])
+    assert (asked.replay, asked.prices, asked.format) == ("x.jsonl", "a:1/2,b:3/4", "json")
+    assert asked.config == compose_run([]).config
+    for setting in ("format=json", "replay=x.jsonl", "prices=[a:1/2]"):
+        key = setting.partition("=")[0]
+        with pytest.raises(ConfigError, match=f"{key}=.*: expected with action=.*, got action=run"):
+            compose_run(["experiment=smoke", setting])
+    with pytest.raises(
+        ConfigError, match="replay=x: expected with action=cascade, got action=costs"
+    ):
+        compose_run(["action=costs", "replay=x"])
+
+
 def test_it_composes_inside_another_composition() -> None:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         assert compose_run(["experiment=smoke"]).config.seed == 0
@@ -97,13 +111,28 @@ def test_every_error_is_one_line(overrides: list[str]) -> None:
 def test_an_unknown_choice_lists_the_known_ones() -> None:
     text = "In 'config': Could not find 'task/poetry'\n\nAvailable options in 'task':\n\tcsv"
     found = one_line(text, ["task=poetry"])
-    assert found.startswith("task: expected one of csv, headlines, ")
+    assert found.startswith("task: expected one of csv, dataset_folder, headlines, ")
     assert found.endswith(", got 'poetry'")
 
 
 def test_another_message_of_hydras_is_kept_on_one_line_with_what_was_given() -> None:
     assert one_line("first\n\n  second\nfirst\n", ["a=1"]) == "first second (given: a=1)"
     assert one_line("x", []) == "x (given: no overrides)"
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "it's", 'say "hi"', "back\\slash", "a,b=[c]"])
+def test_a_projects_files_are_found_wherever_it_lies(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - smoke\n  - _self_\nexperiment: mine\nseed: 7\n"
+    )
+    config = compose_run(["experiment=mine"], tmp_path / name).config
+    assert (config.experiment, config.seed, config.model.name) == ("mine", 7, "tiny")
+    with pytest.raises(ConfigError, match=r"experiment: expected one of .*, got 'mine'"):
+        compose_run(["experiment=mine"])
+    with pytest.raises(ConfigError, match=r"experiment: expected one of .*mine.*, got 'yours'"):
+        compose_run(["experiment=yours"], tmp_path / name)
 
 
 def test_a_composed_node_is_checked_like_any_other_tree() -> None:

@@ -98,6 +98,58 @@ def test_impossible_pairs_name_both(smoke: Smoke, overrides: list[str], match: s
         smoke(*overrides)
 
 
+NOISY = ("privacy=central", "strategy.weighting=uniform")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (["privacy=central"], "strategy.weighting=examples and privacy=central"),
+        ([*NOISY, "strategy=stack"], "strategy=stack and privacy=central: .* use strategy=factor_mean"),
+        ([*NOISY, "strategy=svd"], "strategy=svd and privacy=central"),
+        ([*NOISY, "method.client_ranks=[2,4]"], "method.client_ranks, method.client_alphas and privacy=central"),
+        ([*NOISY, "selection=best_validation"], "selection=best_validation and privacy=central"),
+        ([*NOISY, "baselines.learning_rates=[0.1]"], "privacy=central and baselines.learning_rates"),
+        ([*NOISY, "privacy.clip_quantile=0.5"], "expected a count noise above noise_multiplier / 2"),
+        (["privacy=local", "fairness=group_dro", "fairness.groups=data"], "privacy=local and fairness=group_dro"),
+        (["privacy=local", "privacy.epsilon_budget=2"], "privacy=local and strategy.max_retries=2"),
+        (["privacy=sample"], "client.clip_norm=1 and privacy=sample"),
+        (["privacy=sample", "client.clip_norm=0", "privacy.epsilon_budget=2"],
+         "privacy=sample and strategy.max_retries=2"),
+        (["privacy=sample", "client.clip_norm=0", "method=fedprompt", "strategy=prompt_mean",
+          "method.personal_length=2", "method.local_training=alternating"],
+         "local_training=alternating and privacy=sample"),
+        (["privacy=sample", "client.clip_norm=0", "method=fedprompt", "strategy=prompt_mean",
+          "method.trainer=black_box"], "trainer=black_box and privacy=sample"),
+        (["privacy=local", "method=fedresprompt", "strategy=controller_mean", "baselines=none"],
+         "privacy=local and method=fedresprompt"),
+        ([*NOISY, "method=fedprompt", "strategy=prompt_mean", "method.cluster_length=2"],
+         "privacy=central and method.cluster_length > 0"),
+        ([*NOISY, "method=fedprompt", "strategy=prompt_mean", "method.common_start=false"],
+         "method.common_start=false and privacy=central"),
+    ],
+)  # fmt: skip
+def test_pairs_that_the_account_does_not_hold_are_named(
+    smoke: Smoke, overrides: list[str], match: str
+) -> None:
+    with pytest.raises(ConfigError, match=match):
+        smoke(*overrides)
+
+
+def test_privacy_goes_with_what_keeps_its_account(smoke: Smoke) -> None:
+    assert (
+        smoke(*NOISY, "privacy.clip_quantile=0.5", "privacy.count_noise=1").privacy.name
+        == "central"
+    )
+    assert smoke(*NOISY, "wire=int8", "method.sharing=b_only").privacy.name == "central"
+    assert (
+        smoke("privacy=local", "strategy=stack", "method.client_ranks=[2,4]").privacy.name
+        == "local"
+    )
+    personal = ("method=fedprompt", "strategy=prompt_mean", "method.personal_length=2")
+    assert smoke(*NOISY, *personal).privacy.name == "central"
+
+
 SPLIT = ("method=fedresprompt", "strategy=controller_mean", "baselines=none")
 
 

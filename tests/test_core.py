@@ -18,6 +18,7 @@ from fedllm_flwr.config import run_config
 from fedllm_flwr.errors import ConfigError, RunStoppedError
 from fedllm_flwr.models.export import import_peft
 from fedllm_flwr.models.shapes import layer_shapes
+from fedllm_flwr.privacy import sum_epsilon
 from fedllm_flwr.runs import checkpoints
 from fedllm_flwr.runs.directory import RunDirectory
 
@@ -299,3 +300,41 @@ def test_flowers_own_log_is_quiet_unless_it_is_asked_for(verbose: bool, level: i
         assert logger.level == level
     finally:
         logger.setLevel(before)
+
+
+def test_a_run_ends_well_before_it_would_exceed_its_privacy_budget(
+    micro: Fixture, edge_grid: Fixture, tmp_path: Path
+) -> None:
+    budget = (sum_epsilon(4.0, 2, 1e-5) + sum_epsilon(4.0, 3, 1e-5)) / 2
+    config = micro(
+        "num_rounds=5", "strategy.weighting=uniform", "privacy=central", "privacy.noise_multiplier=4",
+        "privacy.clip_norm=0.1", f"privacy.epsilon_budget={budget}",
+    )  # fmt: skip
+    ran = Ran(edge_grid(), config, tmp_path / "run")
+    expected = {
+        "selected_round": 2,
+        "stopped_by_budget": True,
+        "delta": 1e-5,
+        "epsilon": sum_epsilon(4.0, 2, 1e-5),
+    }
+    assert {key: ran.summary[key] for key in expected} == expected
+    assert "accuracy" in ran.summary
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
+    events = [event["text"] for event in ran.directory.records("event")]
+    assert f"round 3 of 5 is not run: it would exceed privacy.epsilon_budget={budget:g}" in events
+    assert any(text.startswith("method.sharing=both and privacy=central") for text in events)
+    again = Ran(edge_grid(), config, tmp_path / "run")
+    assert again.summary | {"resumed_rounds": 0} == ran.summary
+    assert [event["text"] for event in again.directory.records("event")] == events
+
+
+def test_a_run_without_noise_states_no_epsilon(
+    micro: Fixture, edge_grid: Fixture, tmp_path: Path
+) -> None:
+    config = micro(
+        "num_rounds=1", "evaluate_every=1", "strategy.weighting=uniform", "privacy=central",
+        "privacy.noise_multiplier=0",
+    )  # fmt: skip
+    summary = Ran(edge_grid(), config, tmp_path / "run").summary
+    assert "epsilon" not in RunDirectory.open(tmp_path / "run").summary()
+    assert summary["stopped_by_budget"] is False

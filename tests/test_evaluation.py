@@ -34,6 +34,16 @@ def test_the_exported_adapter_has_the_accuracy_of_the_summary(
     assert found["loss"] == pytest.approx(summary["loss"], rel=1e-4)
 
 
+def test_the_exported_model_has_the_accuracy_of_the_summary(
+    micro: Fixture, edge_grid: Fixture, tmp_path: Path
+) -> None:
+    config = micro("method=fedgrass", "num_rounds=2", "evaluate_every=2", "task.test_rows=40")
+    summary = core.run(edge_grid(), config, tmp_path / "run")
+    found = evaluate_run(RunDirectory.open(tmp_path / "run"), None)
+    assert found["accuracy"] == pytest.approx(summary["accuracy"], abs=1 / 40)
+    assert found["loss"] == pytest.approx(summary["loss"], rel=1e-4)
+
+
 def test_a_run_that_left_no_adapter_is_refused(
     micro: Fixture, play: Fixture, tmp_path: Path
 ) -> None:

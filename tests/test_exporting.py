@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedllm_flwr.exporting import CONTROLLER_FILE, export
 from fedllm_flwr.models.export_prompts import import_prompt
-from fedllm_flwr.models.tiny import tiny_tokenizer
+from fedllm_flwr.models.tiny import tiny_model, tiny_tokenizer
 from fedllm_flwr.reservoir import Reservoir, ReservoirSpec
 from fedllm_flwr.tasks.catalog import load_task
 from fedllm_flwr.tasks.encode import build_encoder
@@ -78,3 +79,24 @@ def test_a_controller_is_exported_with_all_that_rebuilds_its_reservoir(
     described = json.loads((tmp_path / "adapter" / "controller.json").read_text())
     rebuilt = Reservoir(ReservoirSpec(**described["reservoir"]))
     assert rebuilt.fingerprint() == described["reservoir_fingerprint"] == strategy.reservoir
+
+
+@pytest.mark.parametrize("trainer", ["grass", "dense"])
+def test_a_whole_model_is_exported_as_transformers_loads_it(
+    trainer: str, micro: Fixture, play: Fixture, tmp_path: Path
+) -> None:
+    rank = [] if trainer == "grass" else ["method.rank=8"]
+    played = play(micro("method=fedgrass", f"method.trainer={trainer}", "num_rounds=1", *rank))
+    export(played.strategy.config, played.strategy, tmp_path / "adapter")
+    plain = tiny_model().state_dict()
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter").state_dict()
+    assert AutoTokenizer.from_pretrained(tmp_path / "adapter")("a b").input_ids
+    assert set(found) == set(plain)
+    changed = played.strategy.changed
+    for name, weight in found.items():
+        difference = (weight - plain[name]).numpy()
+        update = changed.get(name.removesuffix(".weight"))
+        expected = np.zeros_like(difference)
+        if update is not None:
+            expected[update.indices] = update.values
+        np.testing.assert_allclose(difference, expected, rtol=0, atol=1e-6)

@@ -8,10 +8,11 @@ import pytest
 from flwr.app import Message
 
 from fedllm_flwr import records
-from fedllm_flwr.journal import Journal, peak_memory_bytes, selection_score
+from fedllm_flwr.journal import Journal, open_ledger, peak_memory_bytes, selection_score
 from fedllm_flwr.runs import checkpoints
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.progress import Progress
+from fedllm_flwr.unlearning.ledger import Contribution
 from strategies.observer import Checkpointed
 
 Fixture = Callable[..., Any]
@@ -196,3 +197,40 @@ def test_scores_are_accuracy_or_minus_the_loss(
     figures: dict[str, float], score: float | None
 ) -> None:
     assert selection_score(record(1, **figures)) == score
+
+
+def test_a_release_of_noised_values_outlives_the_round_that_made_it(keep: Fixture) -> None:
+    journal = keep()
+    journal.finished(record(0), state(0))
+    release = {"kind": "privacy", "of_round": 1, "releases": 1, "clients": []}
+    journal.evaluated(release)
+    assert list(journal.kept("privacy")) == [release]
+    journal.resume(0)
+    assert list(keep().kept("privacy")) == [release]
+
+
+def test_updates_count_once_their_round_is_complete(keep: Fixture) -> None:
+    journal = keep("unlearning=ledger")
+    assert open_ledger(journal.run) is None
+    update = np.arange(3, dtype=np.float32)
+    journal.finished(record(0), state(0))
+    journal.contributed(1, Contribution(2, 5.0, update))
+    ledger = open_ledger(journal.run)
+    assert ledger is not None
+    assert ledger.rounds() == ()
+    journal.finished(record(1), state(1))
+    [kept] = ledger.read(1).contributions
+    assert (kept.client, kept.weight) == (2, 5.0)
+    np.testing.assert_array_equal(kept.update, update)
+    assert ledger.retention == micro_retention(journal)
+    journal.contributed(2, Contribution(0, 1.0, update))
+    again = keep("unlearning=ledger")
+    again.resume(0)
+    assert ledger.rounds() == ()
+    again.contributed(1, Contribution(3, 1.0, update))
+    again.finished(record(1), state(1))
+    assert list(ledger.listed(1)) == [3]
+
+
+def micro_retention(journal: Journal) -> str:
+    return journal._config.unlearning.retention

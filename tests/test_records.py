@@ -3,14 +3,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Array, ArrayRecord, Message, RecordDict
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 from fedllm_flwr import records
 from fedllm_flwr.averaging import LowRank
+from fedllm_flwr.codecs import CODECS, FLOAT_CODECS
 from fedllm_flwr.errors import WireError
 from fedllm_flwr.loopback import LoopbackGrid
 from fedllm_flwr.models.adapters import LayerShape
@@ -25,46 +22,41 @@ def message(content: RecordDict) -> Message:
     return Message(content, 7, records.TRAIN, group_id="g")
 
 
-FLOATS = arrays.arrays(
-    np.float32, st.integers(1, 40), elements=st.floats(-6e4, 6e4, width=32, allow_subnormal=False)
-)
-
-
-@given(FLOATS)
-def test_bfloat16_rounds_as_torch_does(values: np.ndarray) -> None:
-    sent = records.decode_values(records.encode_values(values, "bfloat16"), "bfloat16")
-    expected = torch.from_numpy(values).to(torch.bfloat16).to(torch.float32).numpy()
-    np.testing.assert_array_equal(sent, expected)
-
-
-def test_bfloat16_keeps_nan_and_infinity() -> None:
-    values = np.array([np.nan, np.inf, -np.inf, -0.0], dtype=np.float32)
-    np.testing.assert_array_equal(
-        records.decode_values(records.encode_values(values, "bfloat16"), "bfloat16"), values
-    )
-
-
-@given(FLOATS)
-def test_float32_is_exact_and_float16_rounds_as_numpy_does(values: np.ndarray) -> None:
-    exact = records.decode_values(records.encode_values(values, "float32"), "float32")
-    np.testing.assert_array_equal(exact, values)
-    half = records.decode_values(records.encode_values(values, "float16"), "float16")
-    np.testing.assert_array_equal(half, values.astype(np.float16).astype(np.float32))
-
-
-def test_float16_refuses_what_it_cannot_hold() -> None:
-    with pytest.raises(WireError, match="65504, got 70000"):
-        records.encode_values(np.array([7e4], np.float32), "float16")
-
-
 def test_an_array_of_another_dtype_than_its_codec_is_refused() -> None:
-    with pytest.raises(WireError, match="expected a flat uint8 array, got float32"):
-        records.decode_values(records.encode_values(np.ones(3, np.float32), "float32"), "bfloat16")
-    with pytest.raises(WireError, match="expected one of"):
-        records.decode_values(records.encode_values(np.ones(3, np.float32), "float32"), "pickle")
+    sent = message(records.instruction({}, {"x": np.ones(3, np.float32)}, "float32"))
+    for codec, match in (
+        ("bfloat16", "expected a flat uint8 array, got float32"),
+        ("int8", "expected a flat uint8 array, got float32"),
+        ("pickle", "expected one of .*, got 'pickle'"),
+    ):
+        sent.content[records.INSTRUCTION]["codec"] = codec
+        with pytest.raises(WireError, match=match):
+            records.read(sent, records.INSTRUCTION)
 
 
-@pytest.mark.parametrize("codec", records._STORAGE)
+@pytest.mark.parametrize("codec", [name for name in CODECS if name not in FLOAT_CODECS])
+def test_encoded_parts_travel_as_they_are_and_others_whole(codec: str) -> None:
+    stored = {"a": np.arange(7, dtype=np.uint8), "b": np.zeros(0, np.uint8)}
+    sent = message(records.instruction({}, stored, codec))
+    assert records.read_codec(sent, records.INSTRUCTION) == codec
+    assert sent.content[records.ARRAYS][records.FLAT].numpy().nbytes == 7
+    _, read = records.read(sent, records.INSTRUCTION)
+    for name, values in stored.items():
+        assert read[name].dtype == np.uint8
+        np.testing.assert_array_equal(read[name], values)
+    whole = message(records.instruction({}, {"a": np.array([0.1], np.float32)}, codec))
+    assert records.read_codec(whole, records.INSTRUCTION) == "float32"
+    assert records.read(whole, records.INSTRUCTION)[1]["a"] == np.float32(0.1)
+
+
+@pytest.mark.parametrize("codec", ["float32", "float16", "int8"])
+def test_encoded_and_plain_parts_never_mix(codec: str) -> None:
+    parts = {"a": np.ones(3, np.uint8), "b": np.ones(3, np.float32)}
+    with pytest.raises(WireError, match=rf"codec {codec}: .* got 1 encoded of 2"):
+        records.instruction({}, parts, codec)
+
+
+@pytest.mark.parametrize("codec", FLOAT_CODECS)
 def test_parts_travel_as_one_array(codec: str) -> None:
     parts = {"0/adapter": np.arange(5, dtype=np.float32), "delta": np.ones((2, 3), np.float32)}
     sent = message(records.instruction({"a": [1, 2]}, parts, codec))
@@ -130,6 +122,7 @@ def test_a_carried_delta_survives_packing() -> None:
 
     delta = {"b": drawn(4, 2, 3), "a": drawn(5, 0, 2)}
     flat, ranks = records.pack_delta(delta)
+    assert records.delta_size(ranks, shapes) == flat.size
     found = records.unpack_delta(flat, ranks, shapes)
     for name in delta:
         np.testing.assert_array_equal(found[name].left, delta[name].left)
@@ -138,6 +131,8 @@ def test_a_carried_delta_survives_packing() -> None:
         records.unpack_delta(flat[:-1], {"a": 0, "b": 1}, shapes)
     with pytest.raises(WireError, match="unknown layer 'c'"):
         records.unpack_delta(flat, {"c": 1}, shapes)
+    with pytest.raises(WireError, match="unknown layer 'c'"):
+        records.delta_size({"c": 1}, shapes)
 
 
 def test_the_hash_of_arrays_sees_names_values_and_dtypes() -> None:
@@ -153,7 +148,7 @@ def test_counting_bytes_leaves_the_message_picklable() -> None:
     assert records.serialized_bytes(sent) == records.serialized_bytes(twin)
 
 
-@pytest.mark.parametrize("codec", records._STORAGE)
+@pytest.mark.parametrize("codec", FLOAT_CODECS)
 @pytest.mark.parametrize("values", [0, 1, 1000, 5 * 2**20 // 4 - 32, 3_000_000])
 def test_computed_bytes_are_those_that_flower_serialises(codec: str, values: int) -> None:
     generator = np.random.default_rng(0)  # chunks that are alike travel once

@@ -7,36 +7,48 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from fedllm_flwr.costs.account import FullRow, PublishedRow, full_row, published_row
+from fedllm_flwr.costs.memory import MemoryRow, SparsityRow, sparsity_rows
 from fedllm_flwr.costs.shapes import PUBLISHED_SHAPES, ModelShape, SplitSizes
 from fedllm_flwr.errors import ConfigError
+
+Row = PublishedRow | FullRow | MemoryRow | SparsityRow
 
 
 @dataclass(frozen=True)
 class CostTables:
-    """Both tables, of the same models in the same order.
+    """Two tables of the same models in the same order, and where there are matrices two about memory.
 
     Attributes:
         published: The published table.
         full: What it leaves out.
+        memory: Values held and sent by method, for the chosen model; may be empty.
+        sparsity: What sparse rows leave of the memory of full training; with ``memory`` only.
     """
 
     published: tuple[PublishedRow, ...]
     full: tuple[FullRow, ...]
+    memory: tuple[MemoryRow, ...] = ()
+    sparsity: tuple[SparsityRow, ...] = ()
 
     @property
-    def named(self) -> dict[str, tuple[PublishedRow, ...] | tuple[FullRow, ...]]:
-        """The tables by name, in order."""
-        return {"published": self.published, "full": self.full}
+    def named(self) -> dict[str, Sequence[Row]]:
+        """The tables that have rows by name, in order."""
+        tables: dict[str, Sequence[Row]] = {"published": self.published, "full": self.full}
+        tables |= {"memory": self.memory, "sparsity": self.sparsity}
+        return {name: rows for name, rows in tables.items() if rows}
 
 
 def cost_tables(
-    shapes: Sequence[ModelShape] = PUBLISHED_SHAPES, sizes: SplitSizes | None = None
+    shapes: Sequence[ModelShape] = PUBLISHED_SHAPES,
+    sizes: SplitSizes | None = None,
+    memory: Sequence[MemoryRow] = (),
 ) -> CostTables:
-    """Both tables.
+    """All tables.
 
     Args:
         shapes: The models, at least one.
         sizes: Of the methods; by default those of the source.
+        memory: Rows of the memory table.
 
     Raises:
         ConfigError: There is no model.
@@ -46,11 +58,13 @@ def cost_tables(
     return CostTables(
         tuple(published_row(shape, sizes) for shape in shapes),
         tuple(full_row(shape, sizes) for shape in shapes),
+        tuple(memory),
+        sparsity_rows() if memory else (),
     )
 
 
 def to_markdown(tables: CostTables) -> str:
-    """Both tables for reading; models are the rows of the first and the columns of the second."""
+    """All tables for reading; models are the rows of the first and the columns of the second."""
     published = [asdict(row) for row in tables.published]
     full = [asdict(row) for row in tables.full]
     figures = [[name, *(_cell(row[name]) for row in full)] for name in full[0] if name != "model"]
@@ -60,12 +74,14 @@ def to_markdown(tables: CostTables) -> str:
             _grid(list(published[0]), [[_cell(v) for v in row.values()] for row in published]),
             "## In full: what that leaves out\n",
             _grid(["figure", *(row["model"] for row in full)], figures),
+            *_plain("Memory: values held and sent by method, without activations", tables.memory),
+            *_plain("Memory of full training, and what sparse rows leave of it", tables.sparsity),
         ]
     )
 
 
 def to_csv(tables: CostTables) -> str:
-    """Both tables, a header before each and an empty line between them."""
+    """All tables, a header before each and an empty line between them."""
     return "\n".join(_csv([asdict(row) for row in rows]) for rows in tables.named.values())
 
 
@@ -81,6 +97,14 @@ FORMATS: dict[str, Callable[[CostTables], str]] = {
     "json": to_json,
 }
 """The closed table of formats; each ends with a line break."""
+
+
+def _plain(title: str, rows: Sequence[Row]) -> list[str]:
+    """A table whose rows are its rows, with its title; nothing where there is none."""
+    if not rows:
+        return []
+    cells = [asdict(row) for row in rows]
+    return [f"## {title}\n", _grid(list(cells[0]), [[_cell(v) for v in c.values()] for c in cells])]
 
 
 def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

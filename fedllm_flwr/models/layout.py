@@ -103,6 +103,11 @@ class AdapterLayout:
         )
 
     @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of each factor held."""
+        return tuple(shape for _, _, shape in self.factors)
+
+    @property
     def sizes(self) -> list[int]:
         """Elements of each factor held."""
         return [rows * columns for _, _, (rows, columns) in self.factors]

@@ -9,8 +9,10 @@ Axes: B contexts, T steps, n_in values of a step, N nodes, R = 1 + n_in + N valu
 import hashlib
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -225,25 +227,27 @@ class Reservoir:
         columns = np.zeros((nodes + 1 + self.spec.input_size, batch), dtype=self._dtype)
         columns[nodes] = self.spec.bias
         state, after = columns[:nodes], np.empty((nodes, batch), dtype=self._dtype)
-        for step in range(int(begins[0]), total):
-            begun = int(np.searchsorted(begins, step, side="right"))
-            columns[nodes + 1 :] = steps[step]
-            x, new = state[:, :begun], after[:, :begun]
-            self._product(columns[:, :begun], new)
-            np.tanh(new, out=new)
-            new -= x
-            new *= self._leak
-            x += new
+        for first, end in pairwise([*np.unique(begins).tolist(), total]):
+            begun = int(np.searchsorted(begins, first, side="right"))
+            x, new, inputs = state[:, :begun], after[:, :begun], columns[nodes + 1 :, :begun]
+            multiply = self._product(columns[:, :begun], new)
+            for step in range(first, end):
+                inputs[...] = steps[step, :, :begun]
+                multiply()
+                np.tanh(new, out=new)
+                new -= x
+                new *= self._leak
+                x += new
         return np.concatenate([columns[nodes:], state]).T
 
-    def _product(self, columns: np.ndarray, out: np.ndarray) -> None:
-        """Pre-activations of all nodes [N, b] from columns [R, b]."""
+    def _product(self, columns: np.ndarray, out: np.ndarray) -> Callable[[], object]:
+        """Writes the pre-activations of all nodes [N, b] from columns [R, b], as they are when it is called."""
         nodes, batch = out.shape
         large = nodes >= SPARSE_NODES and batch >= SPARSE_BATCH and nodes * batch >= SPARSE_STATES
         if self._rows is not None and (self._sparse or large):
-            torch.mm(self._rows, torch.from_numpy(columns), out=torch.from_numpy(out))
-        else:
-            np.matmul(self._joint, columns, out=out)
+            right, result = torch.from_numpy(columns), torch.from_numpy(out)
+            return partial(torch.mm, self._rows, right, out=result)
+        return partial(np.matmul, self._joint, columns, out=out)
 
 
 def energy_share(z: Tensor) -> float:

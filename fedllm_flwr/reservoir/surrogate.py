@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fedllm_flwr.errors import ConfigError, ShapeError, WireError
 from fedllm_flwr.seeding import numpy_generator
@@ -118,13 +117,13 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """
     if tuple(targets.shape) != tuple(logits.shape[:1]):
         raise ShapeError(f"targets: expected shape [{len(logits)}], got {list(targets.shape)}")
-    classes = logits.shape[1]
-    outside = ((targets < 0) | (targets >= classes)).nonzero()
-    if len(outside):
-        example = int(outside[0])
+    classes, places = logits.shape[1], targets[:, None]
+    if len(targets) and not all(0 <= int(extreme) < classes for extreme in targets.aminmax()):
+        example = int(((targets < 0) | (targets >= classes)).nonzero()[0])
         raise WireError(
             f"example {example}: expected a target below {classes}, got {int(targets[example])}"
         )
     logs = torch.log_softmax(logits, dim=1)
-    losses = -logs.gather(1, targets[:, None])[:, 0]
-    return losses, logs.exp() - functional.one_hot(targets, classes)
+    losses = -logs.gather(1, places)[:, 0]
+    slopes = logs.exp_()
+    return losses, slopes.scatter_add_(1, places, slopes.new_full(places.shape, -1.0))

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse_arrays
 from safetensors.numpy import save as pack_arrays
 
+from fedllm_flwr.errors import RunStoppedError
 from fedllm_flwr.runs.atomic import sync_folder
 
 ARRAYS, STATE, DIGESTS = "arrays.safetensors", "state.json", "sha256"
@@ -66,6 +67,7 @@ def save(
     Raises:
         ValueError: ``keep`` is below 1, or the state changes when it goes through JSON; nothing is written.
         TypeError: The state holds a value that JSON has no type for; nothing is written.
+        RunStoppedError: The disk is full or broken; the checkpoints before are as they were.
     """
     if keep < 1:
         raise ValueError(f"checkpoints: keep is {keep}: expected at least 1")
@@ -73,13 +75,20 @@ def save(
     files[DIGESTS] = "".join(
         f"{_digest(content)}  {name}\n" for name, content in files.items()
     ).encode()
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
-    temporary = _temporary(folder)
-    for name, content in files.items():
-        _write(temporary / name, content)
-    sync_folder(temporary)
     target = folder / f"round-{server_round:04d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
+        temporary = _temporary(folder)
+        for name, content in files.items():
+            _write(temporary / name, content)
+        sync_folder(temporary)
+    except OSError as error:
+        if folder.is_dir():
+            _remove_leftovers(folder)
+        raise RunStoppedError(
+            f"checkpoint {target.name}: expected to write to {folder}, got: {error.strerror}; those before are whole"
+        ) from error
     if target.exists():
         _remove(target)
     os.rename(temporary, target)
@@ -110,6 +119,20 @@ def latest(folder: Path, warn: Callable[[str], None] = lambda text: None) -> Che
         except (OSError, ValueError, SafetensorError) as error:
             warn(f"checkpoint {path.name} is damaged and is passed over: {error}")
     return None
+
+
+def saved_rounds(folder: Path) -> tuple[int, ...]:
+    """The rounds that a checkpoints folder has something of, rising; whether it is whole, :func:`at` tells."""
+    return tuple(sorted(r for r, _ in _saved(folder))) if folder.is_dir() else ()
+
+
+def at(folder: Path, server_round: int) -> Checkpoint | None:
+    """The checkpoint of a round; None when there is none, or it is damaged."""
+    path = folder / f"round-{server_round:04d}"
+    try:
+        return _load(server_round, path)
+    except (OSError, ValueError, SafetensorError):
+        return None
 
 
 def _load(server_round: int, path: Path) -> Checkpoint:

@@ -9,11 +9,13 @@ from fedllm_flwr.fairness import LEAST_ROWS
 from fedllm_flwr.runs import breakdown, charts, page
 from fedllm_flwr.runs.atomic import write_text
 from fedllm_flwr.runs.directory import RunDirectory
+from fedllm_flwr.runs.ledger import ledger_table
 from fedllm_flwr.runs.page import Cell
 from fedllm_flwr.runs.results import (
     BASELINES,
     FEDERATED,
     METRICS,
+    OF_SERIES,
     Interval,
     Result,
     headline,
@@ -60,6 +62,7 @@ def write_report(run: RunDirectory) -> Path:
         ),
         page.section("Clients", *_clients(snapshot, main_metric(results))),
         page.section("Groups", _group_table(snapshot)),
+        page.section("Privacy", ledger_table(snapshot)),
         page.section("Bytes on the wire", _byte_table(snapshot)),
         page.section("Time", charts.time_figure(snapshot), _phase_table(snapshot)),
         page.section("Failures and events", *_failures(snapshot)),
@@ -109,9 +112,8 @@ def _result_table(results: list[Result]) -> str:
     )
     measured = {row.name for row in results}
     # A task that is not classified has no majority class and no bag of words.
-    possible = [
-        n for n in BASELINES if "accuracy" in shown or n not in ("majority", "bag_of_words")
-    ]
+    special = () if "accuracy" in shown else ("majority", "bag_of_words")
+    possible = [n for n in BASELINES if n not in (*special, *OF_SERIES)]
     missing = ", ".join(BASELINES[name].lower() for name in possible if name not in measured)
     ours = [i for i, row in enumerate(results) if row.name == FEDERATED]
     table = page.table(caption, header, rows, text_columns=(0, len(header) - 1), marked=ours)

@@ -8,16 +8,22 @@ from fedllm_flwr.runs.snapshot import Record, Snapshot
 BASELINES = {
     "majority": "Majority class",
     "bag_of_words": "Bag of words",
+    "persistence": "The last value again",
+    "logistic_on_states": "Logistic regression on pooled reservoir states",
     "zero_shot": "Zero-shot base model",
     "local_only": "Local-only training",
     "centralised": "Centralised training",
     "local_tuning": "Federated, then tuned by each client",
 }
+OF_SERIES = ("persistence", "logistic_on_states")
+"""Baselines of tasks and methods that read numbers; others do not lack them."""
 TEMPLATE = "template_"
 """Begins the names of the baselines that are hard prompts alone."""
 SENTENCE_NAMES = {
     "majority": "the majority class",
     "bag_of_words": "the bag of words",
+    "persistence": "repeating the last value",
+    "logistic_on_states": "logistic regression on the reservoir's states",
     "zero_shot": "the zero-shot base model",
     "local_only": "local-only training",
     "centralised": "centralised training",

@@ -1,5 +1,6 @@
-"""Settings of the server's side: cohorts and merging, the wire, fairness over groups, and the baselines."""
+"""Settings of the server's side: cohorts and merging, fairness over groups, and the baselines."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,14 +9,27 @@ from fedllm_flwr.settings.tree import require
 
 Objective = Literal["none", "group_dro", "agnostic", "bounded_loss", "accuracy_gap", "q_ffl"]
 Groups = Literal["none", "data", "label", "client", "inferred", "random"]
-WIRE_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def cohort_size(num_clients: int, fraction: float) -> int:
+    """Clients of a cohort that is a fraction of all: the nearest whole number, at least one."""
+    return max(1, math.floor(fraction * num_clients + 0.5))
 
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyConfig:
     """Who trains in a round, how replies merge, and what is done when some of them fail."""
 
-    name: Literal["factor_mean", "stack", "residual", "svd", "prompt_mean", "controller_mean"]
+    name: Literal[
+        "factor_mean",
+        "stack",
+        "residual",
+        "svd",
+        "prompt_mean",
+        "controller_mean",
+        "row_mean",
+        "sift_merge",
+    ]
     cohort_fraction: float = 1.0
     weighting: Literal["examples", "uniform"] = "examples"
     server_optimizer: str = "fedavg"
@@ -49,15 +63,6 @@ class StrategyConfig:
             self.server_momentum == -1 or 0 <= self.server_momentum < 1,
             f"strategy.server_momentum: expected in [0, 1) (-1 = the optimizer's default), got {self.server_momentum}",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class WireConfig:
-    """The dtype of adapter values in messages; sums are float64 whatever it is."""
-
-    name: str
-    uplink: Literal["float32", "float16", "bfloat16"] = "float32"
-    downlink: Literal["float32", "float16", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)

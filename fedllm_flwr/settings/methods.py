@@ -11,6 +11,7 @@ from fedllm_flwr.models.peft_prompts import PeftPromptSpec
 from fedllm_flwr.prompts.spec import PromptSpec, Segment
 from fedllm_flwr.reservoir import ControllerSpec, ReservoirSpec, Topology
 from fedllm_flwr.seeding import derive_seed
+from fedllm_flwr.settings.grass import FedGrassConfig
 from fedllm_flwr.settings.tree import require
 
 
@@ -264,9 +265,10 @@ class FedResPromptConfig:
         return ControllerSpec(readout_size, self.controller_size, self.length, width)
 
 
-MethodConfig = FedLoraConfig | FedPromptConfig | FedResPromptConfig
+MethodConfig = FedLoraConfig | FedPromptConfig | FedResPromptConfig | FedGrassConfig
 METHODS = {
     "fedlora": FedLoraConfig,
     "fedprompt": FedPromptConfig,
     "fedresprompt": FedResPromptConfig,
+    "fedgrass": FedGrassConfig,
 }

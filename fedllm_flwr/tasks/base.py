@@ -149,7 +149,7 @@ class TaskOptions:
         train_rows: Keep a seeded sample of this many training rows, balanced like the whole; 0 = all.
         validation_rows: The same for validation rows; -1 = none.
         test_rows: The same for test rows.
-        data_path: The user's own file (``csv`` and ``jsonl`` only), a fact of the node.
+        data_path: The user's own file or folder (tasks that read one only), a fact of the node.
         instruction: The question asked about a row of the user's file; ``{text}`` marks the place of
             the row's text, which else follows after an empty line. Empty = a question that lists the
             labels, or the prompt alone.

@@ -50,6 +50,8 @@ TASKS: dict[str, Entry] = {
     "mackey_glass": Entry(series_tasks.load_mackey_glass, "classification"),
     "csv": Entry(user_files.load_csv, None, FILE_OPTIONS),
     "jsonl": Entry(user_files.load_json_lines, None, FILE_OPTIONS),
+    "parquet": Entry(user_files.load_parquet, None, FILE_OPTIONS),
+    "dataset_folder": Entry(user_files.load_dataset_folder, None, FILE_OPTIONS),
     "synthetic": Entry(synthetic.load, "classification"),
 }
 

@@ -74,7 +74,7 @@ def deal(task: Task, options: Dealing, num_clients: int, seed: int) -> list[list
         seed: The experiment's seed.
 
     Returns:
-        The row numbers of each client. Every number is in exactly one part.
+        The row numbers of each client. Every number is in exactly one part; under ``site``, in all of them.
 
     Raises:
         ConfigError: No division that was tried gives every client ``min_train_rows`` training rows.
@@ -222,6 +222,11 @@ def _natural(
     return _parts(NaturalIdPartitioner("client"), table, num_clients)
 
 
+def _site(table: "Dataset", options: Dealing, num_clients: int, seed: int) -> Iterable[list[int]]:
+    """All rows to every client: each node reads a file of its own and asks for one client only."""
+    return [[int(position) for position in table["position"][:]] for _ in range(num_clients)]
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars and no deprecation notes of the libraries below."""
@@ -245,4 +250,5 @@ SCHEMES: dict[str, Scheme] = {
     "quantity_skew": Scheme(_quantity_skew, "nothing", random=True, remedy=LESS_SKEW),
     "shard": Scheme(_shard, "label", random=True),
     "natural": Scheme(_natural, "client", random=False, remedy="give that client more rows"),
+    "site": Scheme(_site, "nothing", random=False, remedy="give that node more rows"),
 }

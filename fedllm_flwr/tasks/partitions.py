@@ -1,7 +1,8 @@
 """Deal a task's rows to clients.
 
 All three splits are dealt in one table, so that a client's validation and test rows follow the distribution
-of its own training rows, and every row belongs to exactly one client. The result depends on the task, the
+of its own training rows, and every row belongs to exactly one client; under ``site`` every node has a file of its own,
+and all of it is the one client's that the node hosts. The result depends on the task, the
 options and the seed alone: every process that computes it gets the same.
 """
 
@@ -22,7 +23,7 @@ class PartitionOptions:
     Attributes:
         name: ``iid``; ``dirichlet`` (label skew); ``quantity_skew`` (sizes differ, labels do not);
             ``shard`` (each client holds a few stretches of the rows sorted by label); ``natural``
-            (the data's own clients).
+            (the data's own clients); ``site`` (a deployment's nodes have a file and one client each).
         num_clients: How many, >= 1; ``natural`` also takes 0 = as many as the data has.
         alpha: Concentration, > 0; smaller is more skewed. For ``dirichlet``, of the clients' shares
             of each label; for ``quantity_skew``, of the clients' shares of all rows. The others
@@ -121,7 +122,8 @@ def partition(task: Task, options: PartitionOptions, seed: int) -> tuple[ClientR
         )
     names = _natural_names(task, rows) if scheme.by == "client" else ()
     num_clients = _num_clients(task, options, names)
-    _check_enough_rows(task, num_clients, options.min_train_rows)
+    sharing = 1 if options.name == "site" else num_clients
+    _check_enough_rows(task, sharing, options.min_train_rows)
     spans, start = {}, 0
     for split in SPLITS:
         spans[split] = range(start, start + len(task.splits[split]))

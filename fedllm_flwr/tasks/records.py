@@ -24,17 +24,22 @@ class Record:
         file_name: Name of the file, without folders.
         line: The record's first line.
         values: Column name to value: text in CSV, any JSON value in JSON Lines.
+        unit: What ``line`` counts: lines of a text file, or rows of a table.
     """
 
     file_name: str
     line: int
     values: dict[str, Any]
+    unit: str = "line"
+
+    @property
+    def place(self) -> str:
+        """File and line, for messages."""
+        return f"{self.file_name}, {self.unit} {self.line}"
 
     def error(self, column: str, expected: str, got: str) -> DataError:
         """An error about one value of this record."""
-        return DataError(
-            f"{self.file_name}, line {self.line}, column {column!r}: expected {expected}, got {got}"
-        )
+        return DataError(f"{self.place}, column {column!r}: expected {expected}, got {got}")
 
     def text(self, column: str) -> str:
         """A value that must be text with something in it, without outer white space.

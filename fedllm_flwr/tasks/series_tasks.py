@@ -7,7 +7,7 @@ Axes: T steps of a context, n_in values of a step.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -64,18 +64,39 @@ def load_mackey_glass(options: TaskOptions, seed: int) -> Task:
         options: Row counts above ``WINDOW_ROWS`` are met with further rows; the first rows stay the same.
         seed: Decides the start values.
     """
-    asked = _asked(options)
-    found = {}
+    edges, rows = _edges(options, seed), {}
     for split in SPLITS:
-        length = max(WINDOW_ROWS[split], asked[split]) + WINDOW_STEPS
-        own = mackey_glass(length, derive_seed(seed, "mackey_glass", split))
-        found[split] = windows(own, WINDOW_STEPS)
-    edges = quantile_edges(found["train"][1][: WINDOW_ROWS["train"]], len(QUANTILE_WORDS))
-    rows = {}
-    for split, (contexts, following) in found.items():
+        contexts, following = _windows(options, seed, split)
         labelled = zip(contexts, classes_of(following, edges).tolist(), strict=True)
         rows[split] = _rows(split, labelled, WINDOW_ROWS, options, QUANTILE_WORDS)
     return _task(options, rows, QUANTILE_WORDS)
+
+
+def last_value_classes(options: TaskOptions, seed: int, rows: Sequence[Row]) -> np.ndarray:
+    """What says of windows of :func:`load_mackey_glass` that the next value is the last one (persistence).
+
+    Args:
+        options: Of the task.
+        seed: Of the task.
+        rows: Of it.
+
+    Returns:
+        The class of each row's last value, int64 [n].
+    """
+    last = np.array([parse_series(row, 1)[-1, 0] for row in rows], dtype=np.float64)
+    return classes_of(last, _edges(options, seed))
+
+
+def _windows(options: TaskOptions, seed: int, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    length = max(WINDOW_ROWS[split], _asked(options)[split]) + WINDOW_STEPS
+    own = mackey_glass(length, derive_seed(seed, "mackey_glass", split))
+    return windows(own, WINDOW_STEPS)
+
+
+def _edges(options: TaskOptions, seed: int) -> np.ndarray:
+    """Bounds of the classes: quantiles of the usual training values."""
+    _, following = _windows(options, seed, "train")
+    return quantile_edges(following[: WINDOW_ROWS["train"]], len(QUANTILE_WORDS))
 
 
 def parse_series(row: Row, width: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The user's own data: a CSV or JSON Lines file of prompts and responses, or of texts and labels.
+"""The user's own data, in a file (CSV, JSON Lines, Parquet) or a folder of the ``datasets`` library.
 
 A file with a prompt and a response column is an instruction task; one with a text and a label column is a
 classification task whose labels are its own label words. A file that has both pairs needs one of the
@@ -14,8 +14,8 @@ from fedllm_flwr.errors import ConfigError, DataError
 from fedllm_flwr.tasks.base import SPLITS, Kind, Row, Split, Task, TaskOptions, Template
 from fedllm_flwr.tasks.records import Record, read_csv, read_json_lines
 from fedllm_flwr.tasks.sampling import hold_out
+from fedllm_flwr.tasks.tables import SPLIT_COLUMN, read_dataset_folder, read_parquet
 
-SPLIT_COLUMN = "split"
 TEST_FRACTION = 0.1
 VALIDATION_FRACTION = 1 / 9  # of what the test rows leave: a tenth of the whole
 LISTED_LABELS = 20
@@ -30,6 +30,16 @@ def load_csv(options: TaskOptions, seed: int) -> Task:
 def load_json_lines(options: TaskOptions, seed: int) -> Task:
     """The task in a JSON Lines file; see :func:`build` for the arguments and errors."""
     return build(read_json_lines, options, seed)
+
+
+def load_parquet(options: TaskOptions, seed: int) -> Task:
+    """The task in a Parquet file; see :func:`build` for the arguments and errors."""
+    return build(read_parquet, options, seed)
+
+
+def load_dataset_folder(options: TaskOptions, seed: int) -> Task:
+    """The task in a folder of the ``datasets`` library; see :func:`build` for the arguments and errors."""
+    return build(read_dataset_folder, options, seed)
 
 
 def build(read: Callable[[Path], list[Record]], options: TaskOptions, seed: int) -> Task:
@@ -70,7 +80,7 @@ def _kind(first: Record, options: TaskOptions) -> Kind:
     classification = {options.text_column, options.label_column} <= set(columns)
     if instruction == classification:
         raise DataError(
-            f"{first.file_name}, line {first.line}: expected either the columns "
+            f"{first.place}: expected either the columns "
             f"{options.prompt_column!r} and {options.response_column!r}, or {options.text_column!r} "
             f"and {options.label_column!r}, got {', '.join(columns) or 'no columns'}"
         )
@@ -101,8 +111,9 @@ def _row(
         if classification
         else record.text(options.response_column)
     )
+    part = record.file_name.partition("/")[2] or "line"  # a folder's splits count their rows alike
     return Row(
-        row_id=f"line-{record.line:07d}",
+        row_id=f"{part}-{record.line:07d}",
         text=text,
         target=target,
         label=names.index(target) if classification else None,

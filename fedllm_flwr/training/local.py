@@ -1,7 +1,8 @@
 """Local training of the clients that one worker hosts.
 
 Clients with the same kind of adapter share forward and backward passes under a token budget; the
-others train one after the other. Both give the same adapters to rounding, in any order of the clients.
+others train one after the other. Both give the same adapters to rounding, in any order of the clients. With
+sample-level privacy a client's rows share passes in place of clients.
 """
 
 import logging
@@ -12,16 +13,19 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
+import torch
 
 from fedllm_flwr.averaging import Delta
+from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.models.cohort import delta_active
 from fedllm_flwr.tasks.encode import Encoded
 from fedllm_flwr.training.loop import Trainee, run
 from fedllm_flwr.training.memory import FREE_MEMORY
+from fedllm_flwr.training.private import PrivateTrainee, Releases, plan_private, run_private
 from fedllm_flwr.training.prompt_stacks import check_rows, extra_positions, reused_tokens
 from fedllm_flwr.training.settings import LocalSettings
-from fedllm_flwr.training.stacks import AdapterSpec, make_stack, trains_alone
+from fedllm_flwr.training.stacks import AdapterSpec, AdapterStack, make_stack, trains_alone
 
 LOG = logging.getLogger(__name__)
 
@@ -39,7 +43,12 @@ class ClientJob:
         seed: Address of the row order and of dropout masks, of this client and round.
         trained: Segments of a soft prompt that are trained; none stands for all. The others stay bit-equal.
         row_weights: Weight >= 0 of each row's loss, [n]; None = 1. The loss of a step is the sum of its rows'
-            weighted losses over its label tokens, weights not counted among these.
+            weighted losses over its label tokens, weights not counted among these. Not with ``sample_privacy``.
+        random: With ``sample_privacy``, draws which rows take part, dropout masks and noise; None = from the operating
+            system's entropy. A generator that the server can build gives no privacy: it is for tests and for runs
+            that only simulate it. Without ``sample_privacy`` nothing is drawn from it.
+        signs: -1 or 1 for each value of the adapter, in its order: after every step, a trained value that has moved
+            against its sign is back where it began. None = values are free. Not with ``sample_privacy``.
     """
 
     partition_id: int
@@ -49,22 +58,26 @@ class ClientJob:
     seed: int
     trained: tuple[str, ...] = ()
     row_weights: np.ndarray | None = None
+    random: np.random.Generator | None = None
+    signs: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class LocalResult:
-    """What one client did.
+    """What one client did. Sample-level privacy covers the adapter, and none of the other fields.
 
     Attributes:
         partition_id: The client.
         adapter: As in the job, flat float32; the start values if there was an error.
-        first_loss: Loss of the first step, before any update, in nats per label token; rows weighted.
+        first_loss: Loss of the first step, before any update, in nats per label token; rows weighted. With
+            ``sample_privacy`` the mean of its rows' own, and that of the first step which had rows.
         loss: Mean loss of the steps; like ``first_loss`` not a number if there was none.
         num_examples: Rows trained on: the client's weight.
         steps: Optimizer steps done.
         tokens: Input tokens read in all steps, neither padding nor soft tokens counted.
         cpu_seconds: CPU time, divided by tokens among clients that trained together.
         error: Why the client has no result, or empty.
+        releases: With ``sample_privacy``, what the adapter has cost; None without, or if there was an error.
     """
 
     partition_id: int
@@ -76,6 +89,7 @@ class LocalResult:
     tokens: int
     cpu_seconds: float
     error: str = ""
+    releases: Releases | None = None
 
 
 def train(
@@ -126,7 +140,8 @@ def plan_cohorts(
 
     Clients share a cohort if the same is trained of adapters of the same kind, none that has to be alone, and
     clients x rows of a micro-batch x positions of the longest row, a soft prompt's included, stays within
-    ``settings.cohort_tokens``. They are taken by rising length, so that little is padded.
+    ``settings.cohort_tokens``. They are taken by rising length, so that little is padded. With
+    ``settings.sample_privacy`` every client is a cohort of its own.
 
     Args:
         jobs: The clients under any index, each with at least one row.
@@ -146,6 +161,7 @@ def plan_cohorts(
     def kind(index: int) -> str:
         return repr((jobs[index].spec, sorted(set(jobs[index].trained))))
 
+    private = settings.sample_privacy is not None
     order = sorted(jobs, key=lambda i: (kind(i), size(i), jobs[i].partition_id, i))
     cohorts: list[list[int]] = []
     for _, group in groupby(order, key=kind):
@@ -155,7 +171,7 @@ def plan_cohorts(
             longest, rows = size(index)
             most = max(most, rows)
             fits = (len(current) + 1) * most * longest <= settings.cohort_tokens
-            if current and fits and not trains_alone(jobs[index].spec):
+            if current and fits and not private and not trains_alone(jobs[index].spec):
                 current.append(index)
             else:
                 current, most = [index], rows
@@ -215,20 +231,15 @@ def _train_cohort(call: _Call, jobs: Sequence[ClientJob]) -> list[LocalResult]:
 
 def _attempt(call: _Call, jobs: Sequence[ClientJob]) -> list[LocalResult]:
     """Train clients of one kind of adapter in step with each other."""
+    if call.settings.sample_privacy is not None:
+        return [_attempt_privately(call, job) for job in jobs]
     began = time.process_time()
     spec, settings = jobs[0].spec, call.settings
-    stack = make_stack(
-        call.backbone,
-        spec,
-        len(jobs),
-        settings.side,
-        plain_layers=call.plain_layers,
-        trained=jobs[0].trained,
-        fixed_ids=call.fixed_ids,
-    )
+    stack = _stack(call, jobs[0], len(jobs))
     trainees = []
     for place, job in enumerate(jobs):
         check_rows(spec, job.rows, call.fixed_ids)
+        signs = _signs_of(stack, place, job)
         stack.load(place, job.adapter)
         trainee = Trainee(
             place,
@@ -237,6 +248,7 @@ def _attempt(call: _Call, jobs: Sequence[ClientJob]) -> list[LocalResult]:
             settings=settings,
             seed=job.seed,
             row_weights=job.row_weights,
+            signs=signs,
         )
         trainees.append(trainee)
     extra = extra_positions(spec, call.reused)
@@ -249,19 +261,67 @@ def _attempt(call: _Call, jobs: Sequence[ClientJob]) -> list[LocalResult]:
     ]
 
 
+def _signs_of(stack: AdapterStack, place: int, job: ClientJob) -> list[torch.Tensor]:
+    """A client's signs in the places of its trained values, put there and read as an adapter would be."""
+    if job.signs is None:
+        return []
+    stack.load(place, job.signs.astype(np.float32))
+    return [parameter.detach().clone() for parameter in stack.parameters(place)]
+
+
+def _attempt_privately(call: _Call, job: ClientJob) -> LocalResult:
+    """Train one client with noise; the rows of a pass each have a copy of its adapter."""
+    if job.signs is not None:
+        raise ConfigError("sample_privacy: expected no signs, which are not covered by the account")
+    if job.row_weights is not None:
+        raise ConfigError(
+            "sample_privacy: expected no row_weights, which depend on what other rows there are, "
+            f"got weights of {len(job.row_weights)} rows"
+        )
+    began = time.process_time()
+    check_rows(job.spec, job.rows, call.fixed_ids)
+    random = np.random.default_rng() if job.random is None else job.random
+    extra = extra_positions(job.spec, call.reused)
+    alone = trains_alone(job.spec)
+    plan = plan_private(job.rows, call.settings, random, extra=extra, alone=alone)
+    stack = _stack(call, job, plan.slots)
+    for slot in range(plan.slots):
+        stack.load(slot, job.adapter)
+    slots = [stack.parameters(slot) for slot in range(plan.slots)]
+    trainee = PrivateTrainee(job.rows, slots, plan, settings=call.settings, random=random)
+    run_private(call.backbone, stack, trainee, plan, call.head_token_ids)
+    spent = (time.process_time() - began) / max(1, trainee.tokens)
+    result = _result(job, trainee, stack.read(0), spent)
+    return result if result.error else replace(result, releases=plan.releases)
+
+
+def _stack(call: _Call, job: ClientJob, places: int) -> AdapterStack:
+    """Places for adapters of a client's kind."""
+    return make_stack(
+        call.backbone,
+        job.spec,
+        places,
+        call.settings.side,
+        plain_layers=call.plain_layers,
+        trained=job.trained,
+        fixed_ids=call.fixed_ids,
+    )
+
+
 def _result(
-    job: ClientJob, trainee: Trainee, adapter: np.ndarray, seconds_per_token: float
+    job: ClientJob, trainee: Trainee | PrivateTrainee, adapter: np.ndarray, seconds_per_token: float
 ) -> LocalResult:
     """What a client reports once its cohort is done."""
     if trainee.error:
         return failed(job, trainee.error)
     if not np.isfinite(adapter).all():
         return failed(job, f"adapter is not finite after step {len(trainee.losses)}")
+    losses = [loss for loss in trainee.losses if not math.isnan(loss)]
     return LocalResult(
         partition_id=job.partition_id,
         adapter=adapter,
-        first_loss=trainee.losses[0],
-        loss=sum(trainee.losses) / len(trainee.losses),
+        first_loss=losses[0] if losses else math.nan,
+        loss=sum(losses) / len(losses) if losses else math.nan,
         num_examples=len(trainee.rows),
         steps=len(trainee.losses),
         tokens=trainee.tokens,

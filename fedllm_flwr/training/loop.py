@@ -25,6 +25,7 @@ from fedllm_flwr.training.batches import (
 )
 from fedllm_flwr.training.settings import LocalSettings
 from fedllm_flwr.training.stacks import AdapterStack
+from fedllm_flwr.unlearning.signs import project_
 
 FUSED_DEVICES = ("cpu", "cuda")
 """Where torch's optimizers have a kernel that reads and writes each value once."""
@@ -40,6 +41,7 @@ class Trainee:
         settings: How to train.
         seed: Address of its row order and dropout masks.
         row_weights: Weight of each row's loss, [n]; None = 1.
+        signs: Of each parameter the signs that its values keep to, in its shape; none = they are free.
 
     Attributes:
         rows: Its rows.
@@ -57,6 +59,7 @@ class Trainee:
         settings: LocalSettings,
         seed: int,
         row_weights: np.ndarray | None = None,
+        signs: Sequence[Tensor] = (),
     ) -> None:
         self.index = index
         self.losses: list[float] = []
@@ -68,7 +71,9 @@ class Trainee:
         self._seed = seed
         self._row_weights = row_weights
         self._plan = plan_steps(len(rows), settings, seed)
-        self._start = [p.detach().clone() for p in parameters] if settings.proximal_mu else []
+        self._signs = signs
+        remembers = settings.proximal_mu or signs
+        self._start = [p.detach().clone() for p in parameters] if remembers else []
         self._optimizer = make_optimizer(parameters, settings)
         self._optimizer.zero_grad()
         self._step_loss = 0.0
@@ -105,11 +110,17 @@ class Trainee:
         self.losses.append(self._step_loss)
         with torch.no_grad():
             for parameter, start in zip(self._parameters, self._start, strict=False):
+                if not self._settings.proximal_mu:
+                    break
                 assert parameter.grad is not None  # noqa: S101  # every layer is in the graph
                 parameter.grad.add_(parameter - start, alpha=self._settings.proximal_mu)
         if self._settings.clip_norm:
             nn.utils.clip_grad_norm_(self._parameters, self._settings.clip_norm)
         self._optimizer.step()
+        for parameter, start, signs in zip(
+            self._parameters, self._start, self._signs, strict=False
+        ):
+            project_(parameter, start, signs)
         self._optimizer.zero_grad()
         return True
 

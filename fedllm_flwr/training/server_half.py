@@ -8,7 +8,6 @@ t positions of a pass, K classes of the head.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,28 +20,13 @@ from fedllm_flwr.models.heads import full_logits
 from fedllm_flwr.models.soft import FixedCache, continued, embedding_width, fixed_cache
 from fedllm_flwr.training.decoder import NO_ADAPTERS
 from fedllm_flwr.training.find_decoder import find_decoder
+from fedllm_flwr.training.server_texts import TextKeys, Texts, padded
 
 Placement = Literal["alone", "before_text", "after_text"]
 BATCH_POSITIONS = 1024
 """Positions of one pass: enough rows for matrix products to run at full speed, and bounded activations."""
 Back = Callable[[Tensor], Tensor]
 """From the gradient of the final states [b, t, h] to that of the embeddings [b, t, d]."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Texts:
-    """Texts padded on the right, [B, n] or [1, n] for all, with their lengths and the keys and values of each."""
-
-    ids: Tensor
-    lengths: Tensor
-    layers: tuple[tuple[Tensor, Tensor], ...] = ()
-
-    def of(self, rows: slice, count: int) -> "_Texts":
-        """Those of some rows."""
-        if len(self.ids) == 1:
-            return _Texts(self.ids.expand(count, -1), self.lengths.expand(count))
-        layers = tuple((keys[rows], values[rows]) for keys, values in self.layers)
-        return _Texts(self.ids[rows], self.lengths[rows], layers)
 
 
 class ServerHalf:
@@ -54,6 +38,8 @@ class ServerHalf:
         text_ids: Token ids of one text for all prompts, or of one for each prompt in their order; None if the
             prompt stands alone. Texts behind which the prompt stands are computed once, here.
         placement: Whether the prompt is all that the model reads, or stands before or after the text.
+        with_keys: Gives the texts of single rows behind which prompts stand, with their keys and values, such as
+            :meth:`TextKeys.kept` of an object that outlives this one; by default they are computed here.
         batch_positions: Positions of one pass; more rows are served in several passes.
 
     Raises:
@@ -67,6 +53,7 @@ class ServerHalf:
         token_ids: Sequence[int] | None = None,
         text_ids: Sequence[Sequence[int]] | None = None,
         placement: Placement = "alone",
+        with_keys: Callable[[Sequence[Sequence[int]]], Texts] | None = None,
         batch_positions: int = BATCH_POSITIONS,
     ) -> None:
         _check_settings(backbone, token_ids, text_ids, placement, batch_positions)
@@ -76,14 +63,14 @@ class ServerHalf:
         self._before = placement == "before_text"
         self._batch_positions = batch_positions
         self._cache: FixedCache | None = None
-        self._texts = None if text_ids is None else _padded(text_ids, backbone.device)
+        self._texts = None if text_ids is None else padded(text_ids, backbone.device)
         if placement != "after_text" or text_ids is None or self._texts is None:
             return
         if len(text_ids) == 1:
             self._cache = fixed_cache(backbone, text_ids[0])
             self._texts = None if self._cache is not None else self._texts
         elif fixed_cache(backbone, [0]) is not None:  # the model can go on from keys and values
-            self._texts = _with_keys(backbone, self._texts, batch_positions)
+            self._texts = (with_keys or TextKeys(backbone, 0).found)(text_ids)
 
     @property
     def num_classes(self) -> int:
@@ -200,7 +187,7 @@ class ServerHalf:
         states, back = self._run(self._joined(texts, prompts, soft), None, keep)
         return states, texts.lengths + length - 1, soft, back
 
-    def _joined(self, texts: _Texts, prompts: Tensor, soft: Tensor) -> Tensor:
+    def _joined(self, texts: Texts, prompts: Tensor, soft: Tensor) -> Tensor:
         """Embeddings [b, n + m, d] of prompts and texts, in one piece from the left."""
         count, longest = texts.ids.shape
         embedded = self._backbone.model.get_input_embeddings()(texts.ids)
@@ -299,43 +286,12 @@ def _check_settings(
             raise ConfigError(f"server half: expected tokens from 0 to {size - 1}, got {token}")
 
 
-def _padded(text_ids: Sequence[Sequence[int]], device: torch.device) -> _Texts:
-    lengths = torch.tensor([len(text) for text in text_ids], device=device)
-    ids = torch.zeros(len(text_ids), int(lengths.max()), dtype=torch.int64, device=device)
-    for row, text in zip(ids, text_ids, strict=True):
-        row[: len(text)] = torch.tensor(list(text), device=device)
-    return _Texts(ids, lengths)
-
-
-def _mask(texts: _Texts) -> Tensor:
-    """1 for tokens, 0 for padding, [b, n]."""
-    columns = torch.arange(texts.ids.shape[1], device=texts.ids.device)
-    return (columns < texts.lengths[:, None]).long()
-
-
-@torch.no_grad()
-def _with_keys(backbone: Backbone, texts: _Texts, batch_positions: int) -> _Texts:
-    """The texts with keys and values [B, kv, n, f] of each layer."""
-    rows, parts = max(1, batch_positions // texts.ids.shape[1]), []
-    for start in range(0, len(texts.ids), rows):
-        some = texts.of(slice(start, start + rows), rows)
-        output = backbone.model.base_model(
-            input_ids=some.ids, attention_mask=_mask(some), use_cache=True
-        )
-        parts.append([(layer.keys, layer.values) for layer in output.past_key_values.layers])
-    layers = tuple(
-        (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))
-        for layer in zip(*parts, strict=True)
-    )
-    return _Texts(texts.ids, texts.lengths, layers)
-
-
 def _run_behind(
-    backbone: Backbone, prompts: Tensor, texts: _Texts, keep: bool
+    backbone: Backbone, prompts: Tensor, texts: Texts, keep: bool
 ) -> tuple[Tensor, Back]:
     """Compute prompts [b, m, d] behind a text of each row's own; padding between the two is masked."""
     count, length = prompts.shape[:2]
-    mask = torch.cat([_mask(texts), texts.lengths.new_ones(count, length)], dim=1)
+    mask = torch.cat([texts.mask(), texts.lengths.new_ones(count, length)], dim=1)
     positions = texts.lengths[:, None] + torch.arange(length, device=prompts.device)
 
     def states(own: Tensor) -> Tensor:

@@ -16,6 +16,33 @@ Schedule = Literal["constant", "cosine", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplePrivacy:
+    """Differential privacy of single rows: how much of a row may count, and the noise that hides it.
+
+    Attributes:
+        clip_norm: Largest L2 norm C of one row's gradient, all trained values of the adapter taken together, > 0;
+            infinite for no clipping, and then without noise.
+        noise_multiplier: Standard deviation σ of the noise on the sum of a step, in units of C, >= 0. 0 = no noise,
+            and then no privacy.
+
+    Raises:
+        ConfigError: A value is outside its range; names the field, the range and the value.
+    """
+
+    clip_norm: float
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        clip, noise = self.clip_norm, self.noise_multiplier
+        _check("sample_privacy.clip_norm", clip, "> 0", clip > 0)
+        holds = math.isfinite(noise) and noise >= 0
+        _check("sample_privacy.noise_multiplier", noise, "finite and >= 0", holds)
+        wanted = f"finite, as the unit of sample_privacy.noise_multiplier={noise}"
+        _check("sample_privacy.clip_norm", clip, wanted, not noise or math.isfinite(clip))
+
+
+@dataclass(frozen=True, kw_only=True)
 class LocalSettings:
     """How every client of a cohort trains in one round.
 
@@ -35,8 +62,11 @@ class LocalSettings:
         clip_norm: Largest L2 norm of one client's gradient, the proximal term included. 0 = off.
         proximal_mu: FedProx's μ, >= 0: adds μ/2 · ‖θ - θ₀‖² over the trained factors.
         cohort_tokens: Token budget (clients x rows x padded length) of one batched pass; 0 = one
-            client at a time.
+            client at a time, and with ``sample_privacy`` one row at a time.
         side: The LoRA factors that are trained; the other side stays bit-equal.
+        sample_privacy: Steps from clipped gradients of single rows and noise; None = plain steps. A
+            step then takes each row with the same probability, and ``batch_size`` x
+            ``gradient_accumulation`` rows on average.
 
     Raises:
         ConfigError: A value is outside its range; names the field, the range and the value.
@@ -59,6 +89,7 @@ class LocalSettings:
     proximal_mu: float = 0.0
     cohort_tokens: int = 512
     side: Side = "both"
+    sample_privacy: SamplePrivacy | None = None
 
     def __post_init__(self) -> None:
         """Check every range."""
@@ -73,6 +104,9 @@ class LocalSettings:
             _check(name, getattr(self, name), "in [0, 1)", 0 <= getattr(self, name) < 1)
         _check("optimizer", self.optimizer, "adamw or sgd", self.optimizer in get_args(Optimizer))
         _check("side", self.side, "both, a or b", self.side in get_args(Side))
+        # harmless to privacy, but noise is so long that such a clip would turn a step into next to nothing
+        wanted = "0 with sample_privacy, which clips each row instead"
+        _check("clip_norm", self.clip_norm, wanted, not (self.sample_privacy and self.clip_norm))
 
     @property
     def rows_per_step(self) -> int:

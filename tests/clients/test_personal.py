@@ -74,3 +74,12 @@ def test_the_context_stays_small() -> None:
     for server_round in range(1, 30):
         store.save(0, server_round, value(server_round))
     assert len(store.context.state["personal/0"]) == 2
+
+
+def test_kinds_know_nothing_of_each_other(tmp_path: Path) -> None:
+    node = context(tmp_path)
+    for kind, number in (("personal", 1.0), ("residual", 2.0)):
+        PersonalStore(node, "f", kind=kind).save(0, 1, value(number))
+    for holder in (node, context(tmp_path)):
+        for kind, number in (("personal", 1.0), ("residual", 2.0), ("other", None)):
+            assert loaded(PersonalStore(holder, "f", kind=kind), 0, 2) == number

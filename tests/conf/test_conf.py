@@ -15,32 +15,55 @@ from fedllm_flwr.compose import CONF, compose_run
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.models.catalog import MODELS
 from fedllm_flwr.settings.adaptation import TaskConfig
+from fedllm_flwr.settings.cascade import CascadeConfig
 from fedllm_flwr.settings.methods import METHODS
+from fedllm_flwr.settings.privacy import PRIVACY
+from fedllm_flwr.settings.serving import ServingConfig
 from fedllm_flwr.tasks.base import TaskOptions
 from fedllm_flwr.tasks.catalog import TASKS
 from fedllm_flwr.tasks.dealing import SCHEMES
 
 GROUPS = {f.name: f.type for f in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(f.type)}
-GROUPS["method"] = METHODS["fedlora"]
+GROUPS |= {"method": METHODS["fedlora"], "privacy": PRIVACY["none"]}
+GROUPS["serving"] = ServingConfig
+GROUPS["cascade"] = CascadeConfig
 LEAVES = sorted(p for p in CONF.glob("*/*.yaml") if p.parent.name != "experiment")
 EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 NEEDED = {
     ("model", "hub"): ["model.hub_id=owner/name"],
     ("partition", "natural"): ["partition.num_clients=2"],
+    ("partition", "site"): [
+        "partition.num_clients=2",
+        "task=csv",
+        "task.labels=[no,yes]",
+        "runtime=deployment",
+    ],
     ("task", "headlines"): ["partition=iid"],
     ("task", "csv"): ["task.loss=labels"],
     ("method", "fedprompt"): ["strategy=prompt_mean"],
     ("strategy", "prompt_mean"): ["method=fedprompt"],
     ("method", "fedresprompt"): ["strategy=controller_mean", "baselines=none"],
     ("strategy", "controller_mean"): ["method=fedresprompt", "baselines=none"],
+    ("method", "fedgrass"): ["strategy=row_mean", "client.clip_norm=0"],
+    ("strategy", "row_mean"): ["method=fedgrass", "client.clip_norm=0"],
     ("fairness", "q_ffl"): ["method=fedprompt", "strategy=prompt_mean"],
+    ("strategy", "sift_merge"): ["num_rounds=1", "method.sharing=b_only"],
+    ("privacy", "central"): ["strategy.weighting=uniform"],
+    ("privacy", "sample"): ["client.clip_norm=0"],
+    ("cascade", "prompt_lora"): ["action=cascade", "cascade.tiers.0.rho=0.5"],
+    ("robust", "norm_bound"): ["strategy.weighting=uniform"],
+    ("robust", "median"): ["strategy.weighting=uniform"],
+    ("robust", "trimmed_mean"): ["strategy.weighting=uniform"],
+    ("robust", "krum"): ["strategy.weighting=uniform", "partition.num_clients=10"],
+    ("robust", "multi_krum"): ["strategy.weighting=uniform", "partition.num_clients=10"],
 }
 """What a leaf leaves to the user."""
 
 
 def typed_by(leaf: Path) -> Any:
-    """The dataclass of a leaf; methods have one each."""
-    return METHODS[leaf.stem] if leaf.parent.name == "method" else GROUPS[leaf.parent.name]
+    """The dataclass of a leaf; methods and kinds of privacy have one each."""
+    unions: dict[str, dict[str, Any]] = {"method": METHODS, "privacy": PRIVACY}
+    return unions.get(leaf.parent.name, {}).get(leaf.stem, GROUPS[leaf.parent.name])
 
 
 def name_of(path: Path) -> str:
@@ -95,8 +118,10 @@ def test_a_leaf_composes_and_types(leaf: Path) -> None:
     wanted = [f"{group}={name}", *extra, *NEEDED.get((group, name), [])]
     if (group, name) == ("runtime", "deployment"):
         wanted.append("baselines=none")
-    found = getattr(compose_run(["experiment=smoke", *wanted]).config, group)
-    values = read(leaf) | {key.split(".")[1]: None for key in wanted if "." in key}
+    wanted += ["action=serve"] if group == "serving" else []
+    composed = compose_run(["experiment=smoke", *wanted])
+    found = getattr(composed if hasattr(composed, group) else composed.config, group)
+    values = read(leaf) | {key.split(".")[1]: None for key in wanted if key.startswith(f"{group}.")}
     for key, value in values.items():
         if value is not None and value != "???" and (group, key) not in EXPERIMENT_SETS:
             got = getattr(found, key)
@@ -107,12 +132,15 @@ EXPERIMENT_SETS = {("partition", "num_clients"), ("runtime", "dtype")}
 """What the smoke experiment changes in a group's defaults."""
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("group", "name"), [*(("method", m) for m in METHODS), *(("privacy", p) for p in PRIVACY)]
+)
 def test_defaults_of_a_leaf_are_those_of_its_dataclass_unless_it_says_otherwise(
-    method: str,
+    group: str, name: str
 ) -> None:
-    found = read(CONF / "method" / f"{method}.yaml")
-    for field in dataclasses.fields(METHODS[method]):
+    leaf = CONF / group / f"{name}.yaml"
+    found = read(leaf)
+    for field in dataclasses.fields(typed_by(leaf)):
         if field.default is not dataclasses.MISSING:
             default = list(field.default) if isinstance(field.default, tuple) else field.default
             assert found[field.name] == default, field.name
@@ -120,7 +148,13 @@ def test_defaults_of_a_leaf_are_those_of_its_dataclass_unless_it_says_otherwise(
 
 @pytest.mark.parametrize(
     ("group", "table"),
-    [("model", MODELS), ("task", TASKS), ("partition", SCHEMES), ("method", METHODS)],
+    [
+        ("model", MODELS),
+        ("task", TASKS),
+        ("partition", SCHEMES),
+        ("method", METHODS),
+        ("privacy", PRIVACY),
+    ],
 )
 def test_a_table_and_its_group_offer_the_same_names(group: str, table: dict[str, Any]) -> None:
     assert {leaf.stem for leaf in LEAVES if leaf.parent.name == group} == set(table)
@@ -130,7 +164,7 @@ def test_a_table_and_its_group_offer_the_same_names(group: str, table: dict[str,
 def test_an_experiment_composes_under_its_own_name(experiment: Path) -> None:
     composed = compose_run([f"experiment={experiment.stem}"])
     assert composed.config.experiment == experiment.stem
-    assert composed.action == "run"
+    assert composed.action == ("cascade" if composed.cascade.tiers else "run")
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=name_of)

@@ -14,13 +14,14 @@ Fixture = Callable[..., Any]
 
 
 def test_hosting_waves_and_order_of_replies_do_not_matter(
-    case: str, configured: Fixture, play: Fixture, undisturbed: Fixture, edge_grid: Fixture
+    loop_case: str, configured: Fixture, play: Fixture, undisturbed: Fixture, edge_grid: Fixture
 ) -> None:
-    one_by_one = play(configured(case, "runtime.num_nodes=1", "runtime.clients_per_wave=1"))
-    assert one_by_one.sha == undisturbed(case).sha
+    one_by_one = play(configured(loop_case, "runtime.num_nodes=1", "runtime.clients_per_wave=1"))
+    assert one_by_one.sha == undisturbed(loop_case).sha
     backwards = edge_grid(4, lambda asked, replies: replies[::-1])
     assert (
-        play(configured(case, "runtime.num_nodes=4"), grid=backwards).sha == undisturbed(case).sha
+        play(configured(loop_case, "runtime.num_nodes=4"), grid=backwards).sha
+        == undisturbed(loop_case).sha
     )
 
 
@@ -53,29 +54,29 @@ def test_every_checkpoint_leads_to_the_same_end(
 
 
 def test_runs_under_flowers_own_loop(
-    case: str, configured: Fixture, play: Fixture, undisturbed: Fixture
+    loop_case: str, configured: Fixture, play: Fixture, undisturbed: Fixture
 ) -> None:
-    theirs = play(configured(case), flower=True)
-    assert theirs.sha == undisturbed(case).sha
-    ours = undisturbed(case).result.arrays
+    theirs = play(configured(loop_case), flower=True)
+    assert theirs.sha == undisturbed(loop_case).sha
+    ours = undisturbed(loop_case).result.arrays
     assert isinstance(theirs.result.arrays, ArrayRecord)
     assert list(theirs.result.arrays) == list(ours)
     for name in ours:
         np.testing.assert_array_equal(theirs.result.arrays[name].numpy(), ours[name].numpy())
     metrics = theirs.result.train_metrics_clientapp
-    assert metrics == undisturbed(case).result.train_metrics_clientapp
+    assert metrics == undisturbed(loop_case).result.train_metrics_clientapp
     assert sorted(metrics) == [1, 2, 3]
 
 
-def test_hooks_return_lists(case: str, undisturbed: Fixture) -> None:
-    played = undisturbed(case)
+def test_hooks_return_lists(loop_case: str, undisturbed: Fixture) -> None:
+    played = undisturbed(loop_case)
     strategy, empty = played.strategy, ConfigRecord()
     for hook in (strategy.configure_train, strategy.configure_evaluate):
         assert type(hook(4, strategy.arrays(), empty, played.grid)) is list
     strategy._left_to_train = []
 
 
-def test_training_moves_the_model(case: str, undisturbed: Fixture) -> None:
-    losses = [r["train_loss"] for r in undisturbed(case).run.records("round") if r["round"]]
+def test_training_moves_the_model(loop_case: str, undisturbed: Fixture) -> None:
+    losses = [r["train_loss"] for r in undisturbed(loop_case).run.records("round") if r["round"]]
     assert all(math.isfinite(loss) for loss in losses)
-    assert max(np.abs(effect).max() for effect in undisturbed(case).effects.values()) > 1e-4
+    assert max(np.abs(effect).max() for effect in undisturbed(loop_case).effects.values()) > 1e-4

@@ -60,6 +60,8 @@ def test_sides_together_are_the_whole() -> None:
     sizes = {side: AdapterLayout(SHAPES, 3, side).size for side in ("both", "a", "b")}  # type: ignore[arg-type]
     assert sizes["a"] + sizes["b"] == sizes["both"]
     assert sizes["a"] == 3 * (5 + 3)
+    assert AdapterLayout(SHAPES, 3).shapes == ((3, 5), (4, 3), (3, 3), (7, 3))
+    assert AdapterLayout(SHAPES, 3, "b").shapes == ((4, 3), (7, 3))
 
 
 def test_pack_makes_float32() -> None:

@@ -268,3 +268,17 @@ def test_a_checkpoint_holds_no_code(tmp_path: Path) -> None:
         save(tmp_path, 1, {}, {"object": checkpoints})
     path = save(tmp_path, 1, {"x": np.ones(1)}, {"a": 1})
     assert json.loads((path / "state.json").read_text()) == {"a": 1}
+
+
+def test_a_round_can_be_asked_for_and_is_none_if_it_is_absent_or_damaged(tmp_path: Path) -> None:
+    assert checkpoints.saved_rounds(tmp_path / "absent") == ()
+    fill(tmp_path, range(1, 4))
+    assert checkpoints.saved_rounds(tmp_path) == (1, 2, 3)
+    found = checkpoints.at(tmp_path, 2)
+    assert found is not None
+    assert (found.server_round, found.state) == (2, {"round": 2})
+    np.testing.assert_array_equal(found.arrays["x"], np.full(3, 2, np.float32))
+    assert checkpoints.at(tmp_path, 9) is None
+    (tmp_path / "round-0002" / checkpoints.STATE).write_text("{}")
+    assert checkpoints.at(tmp_path, 2) is None
+    assert checkpoints.saved_rounds(tmp_path) == (1, 2, 3), "what is there is not looked into"

@@ -1,9 +1,7 @@
-"""The split method end to end: what is learned, what is averaged, what crosses, and what a lost client does."""
+"""The split method end to end: what is learned, what is averaged, and what a lost client does."""
 
-import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ import torch
 from flwr.app import Message
 
 from clients.contexts import contexts_of
-from clients.personal import PersonalStore
 from clients.workspace import open_workspace
 from fedllm_flwr import records
 from fedllm_flwr.core import run, whole_json
@@ -37,48 +34,6 @@ TRAINING = (records.TRAIN, records.EXCHANGE)
 
 def of(mode: str) -> str:
     return f"method.mode={mode}"
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_hosting_waves_and_order_of_replies_do_not_matter(
-    mode: str, micro: Fixture, play: Fixture, edge_grid: Fixture
-) -> None:
-    usual = play(micro(METHOD, of(mode)))
-    alone = play(micro(METHOD, of(mode), "runtime.num_nodes=1", "runtime.clients_per_wave=1"))
-    assert alone.sha == usual.sha
-    backwards = edge_grid(4, lambda asked, replies: replies[::-1])
-    assert play(micro(METHOD, of(mode), "runtime.num_nodes=4"), grid=backwards).sha == usual.sha
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        *((of(mode),) for mode in MODES),
-        ("strategy.server_optimizer=fedadam", "strategy.server_learning_rate=0.01"),
-        (LM, "method.server_text=prompt_after"),
-        (of("sync_sgd"), "optimizer=sgd", "optimizer.momentum=0.9"),
-    ],
-    ids=" ".join,
-)
-def test_every_checkpoint_leads_to_the_same_end(
-    overrides: tuple[str, ...], micro: Fixture, play: Fixture, tmp_path: Path
-) -> None:
-    config = micro(METHOD, *overrides, "keep_checkpoints=9")
-    undisturbed = play(config)
-    for last in range(config.num_rounds):
-        folder = tmp_path / str(last)
-        shutil.copytree(undisturbed.run.path, folder)
-        for later in range(last + 1, config.num_rounds + 1):
-            shutil.rmtree(folder / "checkpoints" / f"round-{later:04d}")
-        resumed = play(config, folder=folder)
-        assert resumed.sha == undisturbed.sha, f"resumed after round {last}"
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_runs_under_flowers_own_loop(mode: str, micro: Fixture, play: Fixture) -> None:
-    ours, theirs = (play(micro(METHOD, of(mode)), flower=flower) for flower in (False, True))
-    assert theirs.sha == ours.sha
-    assert theirs.result.train_metrics_clientapp == ours.result.train_metrics_clientapp
 
 
 def test_a_client_that_keeps_its_labels_learns_what_others_learn(
@@ -194,127 +149,6 @@ def test_averaging_is_the_weighted_mean_of_clients_that_train_alone(
                 weights += info["num-examples"]
     assert weights == 36
     np.testing.assert_allclose(played.strategy.controller, total / weights, rtol=0, atol=1e-7)
-
-
-# What crosses the wire ---------------------------------------------------------------------------------------------
-
-COMMON = {"config", "fingerprint", "server-round", "partition-ids", "run"}
-STEP = COMMON | {"learning-rate", "stage", "exchange"}
-DOWN = {
-    "query.describe": set(),
-    "train": COMMON | {"learning-rate"},
-    "train.exchange": STEP,
-    "evaluate": COMMON | {"splits", "template"},
-    "evaluate.score": COMMON | {"splits"},
-}
-PARTS_DOWN = {
-    "fedavg_controller": {"controller", "gradient"},
-    "sync_sgd": {"controller", "gradient"},
-    "label_private": {"controller", "gradient", "logits", "validation", "test"},
-    "private_controller": {"controller", "gradient"},
-}
-PARTS_UP = {
-    "fedavg_controller": {"prompts", "controller", "validation", "test"},
-    "sync_sgd": {"prompts", "controller-gradient", "validation", "test"},
-    "label_private": {"prompts", "slope", "controller", "validation", "test"},
-    "private_controller": {"prompts", "controller", "validation", "test"},
-}
-FIGURES = {"num-examples", "steps", "tokens", "cpu-seconds"}
-SAID = {"partition-id", "error", "rows", "reservoir", "splits"} | FIGURES
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_what_crosses_is_a_closed_list(mode: str, micro: Fixture, play: Fixture) -> None:
-    played = play(micro(METHOD, of(mode)), splits=("validation", "test"))
-    down: set[str] = set()
-    for message in played.grid.sent:
-        body, parts = records.read(message, records.INSTRUCTION)
-        assert set(body) == DOWN[message.metadata.message_type]
-        down |= {name.rpartition("/")[2] for name in parts}
-    up: set[str] = set()
-    said: set[str] = set()
-    facts: set[str] = set()
-    for reply in played.grid.replies:
-        body, parts = records.read(reply, records.ANSWER)
-        up |= {name.rpartition("/")[2] for name in parts}
-        for info in body.get("clients", []):
-            said |= set(info)
-            for split in info.get("splits", {}).values():
-                facts |= set(split)
-    assert down == PARTS_DOWN[mode]
-    assert up == PARTS_UP[mode]
-    if mode == "label_private":
-        sums = {"correct", "total", "loss_sum", "label_tokens", "characters"}
-        assert said == SAID | {"loss"}
-        assert facts == sums | {"rows"}
-    else:
-        assert said == SAID | {"targets"}
-        assert facts == {"rows", "targets", "characters"}
-
-
-def test_no_text_leaves_a_client_unless_the_option_says_so(
-    micro: Fixture, play: Fixture, wire_bytes: Fixture
-) -> None:
-    for text, crosses in (("none", False), ("prompt_before", True)):
-        overrides = (LM, f"method.server_text={text}", "num_rounds=1", "client.local_steps=9")
-        played = play(micro(METHOD, *overrides))
-        everything = b"".join(wire_bytes(m) for m in played.grid.replies)
-        work = open_workspace(whole_json(played.strategy.config))
-        row = work.rows(0).train[0]
-        tokens = json.dumps(work.encoder().encode([row])[0].input_ids.tolist()).encode()
-        assert (tokens in everything) == crosses
-        assert row.text.encode() not in everything
-
-
-def test_a_private_matrix_is_in_no_message(
-    micro: Fixture, play: Fixture, wire_bytes: Fixture
-) -> None:
-    played = play(micro(METHOD, of("private_controller")))
-    spec = played.strategy.spec
-    assert played.strategy.controller.size == spec.readout_values < spec.size
-    stores = [PersonalStore(c, played.strategy.run) for c in played.grid.contexts.values()]
-    own = [stores[p % 2].load(p, before) for p in range(4) for before in (3, 9)]
-    start = spec.start(derive_seed(played.strategy.config.seed, "controller")).numpy()
-    everything = b"".join(wire_bytes(m) for m in (*played.grid.sent, *played.grid.replies))
-    shared = records.read(played.grid.sent[-1], records.INSTRUCTION)[1]
-    some = next(iter(shared.values()))
-    assert some[:4].tobytes() in everything, "the search finds what does cross"
-    for values in own:
-        assert values is not None
-        assert np.abs(values - start[spec.readout_values :]).max() > 1e-4
-        for first in range(0, values.size, 4):
-            assert values[first : first + 4].tobytes() not in everything
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_no_session_outlives_its_round(mode: str, micro: Fixture, play: Fixture) -> None:
-    played = play(micro(METHOD, of(mode)))
-    for context in played.grid.contexts.values():
-        assert not [name for name in context.state if name.startswith("session")]
-
-
-def test_prompts_and_gradients_are_four_bytes_a_value(micro: Fixture, play: Fixture) -> None:
-    played = play(micro(METHOD, "num_rounds=1"))
-    size = played.strategy.spec.prompt_length * played.strategy.spec.width
-    rows, sizes = 0, {"prompts": 0, "gradient": 0}
-    for message in (*played.grid.sent, *played.grid.replies):
-        key = records.ANSWER if records.ANSWER in message.content else records.INSTRUCTION
-        body, parts = records.read(message, key)
-        rows += sum(info.get("rows", 0) for info in body.get("clients", []))
-        for name, values in parts.items():
-            if name.rpartition("/")[2] in sizes:
-                sizes[name.rpartition("/")[2]] += values.nbytes
-    assert rows > 0
-    assert sizes == {"prompts": 4 * rows * size, "gradient": 4 * rows * size}
-
-
-def test_the_ledger_has_every_message(micro: Fixture, play: Fixture) -> None:
-    played = play(micro(METHOD, "num_rounds=1"))
-    sent = [m for m in played.grid.sent if m.metadata.message_type in TRAINING]
-    down = [r for r in played.run.records("bytes") if r["message"] == "train"]
-    counted = {r["direction"]: (r["messages"], r["bytes"]) for r in down}
-    assert counted["downlink"][0] == counted["uplink"][0] == len(sent)
-    assert counted["downlink"][1] == sum(records.serialized_bytes(m) for m in sent)
 
 
 # Clients that fail -------------------------------------------------------------------------------------------------

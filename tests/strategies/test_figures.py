@@ -19,3 +19,12 @@ def test_figures_have_underscores_and_nothing_else_is_taken() -> None:
 def test_a_figure_that_is_no_number_is_named(name: str, value: object) -> None:
     with pytest.raises(WireError, match=f"client 0: {name}: expected"):
         training_figures("client 0", GOOD | {name: value})
+
+
+def test_what_is_withheld_is_absent_and_not_zero() -> None:
+    info = {"num-examples": 3, "steps": 2, "withheld": True}
+    assert training_figures("client 0", info) == {"num_examples": 3, "steps": 2}
+    with pytest.raises(WireError, match="client 0: tokens: expected"):
+        training_figures("client 0", info | {"withheld": 1})
+    with pytest.raises(WireError, match="client 0: steps: expected"):
+        training_figures("client 0", {"num-examples": 3, "withheld": True})

@@ -71,3 +71,14 @@ def test_by_default_replies_pass_and_all_parts_are_needed(build: Fixture) -> Non
     replies = [ClientReply(0, {}, {}), ClientReply(1, {}, {})]
     assert list(strategy.trained(1, iter(replies))) == replies
     assert list(strategy.measured(1, iter(replies))) == replies
+
+
+def test_arrays_are_encoded_once_unless_a_client_is_served_its_own(build: Fixture) -> None:
+    strategy = build()
+    parts = {"adapter": np.zeros(3, np.float32)}
+    content = strategy.contents(parts)
+    assert content([0, 1]) is content([2])
+    own = {"served/2": np.ones(3, np.float32)}
+    mixed = strategy.contents(parts, lambda clients: own if 2 in clients else {})
+    assert mixed([0, 1]) is mixed([1])
+    assert mixed([2])["arrays"]["flat"].numpy().tolist() == [0, 0, 0, 1, 1, 1]

@@ -69,6 +69,17 @@ def test_slopes_of_private_labels_give_the_same_gradients(case: str, server: Fix
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_texts_of_training_rows_are_kept_and_those_of_evaluations_are_not(server: Fixture) -> None:
+    made, together = server(*CASES["after"]), batch(3, 1, texts=True)
+    made.logits(together)
+    assert len(made._keys) == 0
+    first = made.losses_and_gradients(together)
+    assert len(made._keys) == len({text for own in together for text in own.texts or ()})
+    for (losses, gradients), again in zip(first, made.losses_and_gradients(together), strict=True):
+        assert torch.equal(losses, again[0])
+        assert torch.equal(gradients, again[1])
+
+
 def test_no_rows_have_no_logits(server: Fixture) -> None:
     [logits] = server().logits(batch(0))
     assert logits.shape == (0, 4)

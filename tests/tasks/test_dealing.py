@@ -27,11 +27,16 @@ def test_any_stretch_of_the_table_holds_its_share_of_each_split(name):
             assert np.ptp(walk) <= 2  # so a stretch is off by at most two rows, one at each end
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", [name for name in SCHEMES if name != "site"])
 def test_row_numbers_are_divided(name):
     count = 2 if name == "natural" else 7
     parts = deal(TASK, PartitionOptions(name=name, num_clients=count), count, 0)
     assert sorted(number for part in parts for number in part) == list(range(sum(SIZES)))
+
+
+def test_a_sites_client_has_all_rows_of_the_nodes_file():
+    parts = deal(TASK, PartitionOptions(name="site", num_clients=3), 3, 0)
+    assert [sorted(part) for part in parts] == [list(range(sum(SIZES)))] * 3
 
 
 def test_progress_bars_are_as_before_afterwards(capsys):

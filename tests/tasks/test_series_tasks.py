@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedllm_flwr.errors import DataError
+from fedllm_flwr.reservoir.series import mackey_glass, persistence_accuracy, quantile_edges, windows
+from fedllm_flwr.seeding import derive_seed
 from fedllm_flwr.tasks import series_tasks
 from fedllm_flwr.tasks.base import Row, TaskOptions
 from fedllm_flwr.tasks.catalog import load_task
@@ -91,3 +93,15 @@ def test_a_series_comes_back_step_by_step(steps):
 def test_a_text_that_is_no_series_is_named(text, match):
     with pytest.raises(DataError, match=match):
         series_tasks.parse_series(Row("r-7", text, "x", 0), 2)
+
+
+def test_the_last_values_class_is_right_as_often_as_persistence():
+    options = TaskOptions(name="mackey_glass")
+    task = series_tasks.load_mackey_glass(options, 5)
+    rows = task.splits["test"]
+    found = series_tasks.last_value_classes(options, 5, rows)
+    train = windows(mackey_glass(1230, derive_seed(5, "mackey_glass", "train")), 30)
+    contexts, _ = windows(mackey_glass(430, derive_seed(5, "mackey_glass", "test")), 30)
+    labels = np.array([row.label for row in rows])
+    wanted = persistence_accuracy(contexts, labels, quantile_edges(train[1], 4))
+    assert np.mean(found == labels) == pytest.approx(wanted, abs=1 / 400)  # four decimals of text

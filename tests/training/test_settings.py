@@ -3,7 +3,7 @@ import math
 import pytest
 
 from fedllm_flwr.errors import ConfigError
-from fedllm_flwr.training.settings import LocalSettings, scheduled_rate
+from fedllm_flwr.training.settings import LocalSettings, SamplePrivacy, scheduled_rate
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,35 @@ from fedllm_flwr.training.settings import LocalSettings, scheduled_rate
 def test_a_value_outside_its_range_is_named(field: str, value: object, expected: str) -> None:
     with pytest.raises(ConfigError, match=f"{field} must be .*{expected}.*got"):
         LocalSettings(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("clip_norm", "noise_multiplier", "message"),
+    [
+        (0.0, 1.0, "clip_norm must be > 0, got 0.0"),
+        (math.nan, 0.0, "clip_norm must be > 0, got nan"),
+        (1.0, -0.5, "noise_multiplier must be finite and >= 0, got -0.5"),
+        (1.0, math.inf, "noise_multiplier must be finite and >= 0, got inf"),
+        (
+            math.inf,
+            0.5,
+            "clip_norm must be finite, as the unit of sample_privacy.noise_multiplier=0.5",
+        ),
+    ],
+)
+def test_privacy_outside_its_range_is_named(
+    clip_norm: float, noise_multiplier: float, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"sample_privacy.{message}"):
+        SamplePrivacy(clip_norm=clip_norm, noise_multiplier=noise_multiplier)
+
+
+def test_a_clip_of_the_whole_gradient_does_not_go_with_clips_of_rows() -> None:
+    privacy = SamplePrivacy(clip_norm=1.0, noise_multiplier=0.0)
+    wanted = "clip_norm must be 0 with sample_privacy, which clips each row instead, got 0.5"
+    with pytest.raises(ConfigError, match=wanted):
+        LocalSettings(clip_norm=0.5, sample_privacy=privacy)
+    assert LocalSettings(sample_privacy=privacy).sample_privacy == privacy
 
 
 def rates(schedule: str, num_rounds: int, **options: float) -> list[float]:

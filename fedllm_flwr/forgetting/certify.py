@@ -1,0 +1,117 @@
+"""The certificate of a removal, and its entry in the deletion log, in the new run directory."""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedllm_flwr.config import RunConfig
+from fedllm_flwr.costs import model_shape
+from fedllm_flwr.forgetting.prepare import UNLEARNED
+from fedllm_flwr.forgetting.remembers import memories
+from fedllm_flwr.forgetting.request import Request
+from fedllm_flwr.models.shapes import model_config
+from fedllm_flwr.runs.atomic import write_bytes, write_json, write_text
+from fedllm_flwr.runs.directory import RunDirectory
+from fedllm_flwr.unlearning.certificate import Certificate, Cost, as_dict, to_markdown
+from fedllm_flwr.unlearning.deletion_log import KEY_VARIABLE, Head, append, read_private_key
+from fedllm_flwr.unlearning.removal import shard_of
+
+CERTIFICATE = "certificate"
+DELETIONS = "deletions.jsonl"
+NO_LEDGER = "no updates were kept"
+
+
+def certify(request: Request, run: RunDirectory) -> Certificate:
+    """Write ``certificate.json`` and ``certificate.md``; a second call finds the log's entry and writes the same.
+
+    Args:
+        request: What was done.
+        run: The finished new run.
+    """
+    config = request.new_config()
+    remembered = memories(request, config)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    certificate = Certificate(
+        run=request.source.path.name,
+        client=request.client,
+        time=now,
+        method=request.method,
+        exactness=request.exactness,
+        verdict=None,
+        queries={},
+        budget=0,
+        removal=removal_cost(request, run),
+        retraining=retraining_cost(request),
+        model_sha256=str(run.summary()["adapter_sha256"]),
+        purged=remembered.purged,
+        retained=remembered.retained,
+        retention=request.ledger.retention if request.ledger else NO_LEDGER,
+        log_head=_log(request, run, now),
+    )
+    write_json(run.path / f"{CERTIFICATE}.json", as_dict(certificate))
+    write_text(run.path / f"{CERTIFICATE}.md", to_markdown(certificate) + "\n")
+    return certificate
+
+
+def removal_cost(request: Request, run: RunDirectory) -> Cost:
+    """What was computed for the removal: preparing it, and the rounds that were run again."""
+    work = [r for r in run.records("client") if _was_repeated(request, r)]
+    prepared = run.manifest[UNLEARNED]
+    work.append(
+        {"cpu_seconds": prepared["prepare_cpu_seconds"], "tokens": prepared["prepare_tokens"]}
+    )
+    return _cost(request.config, work)
+
+
+def retraining_cost(request: Request) -> Cost:
+    """What the other clients' training took in the run itself: the same work as training without the client anew."""
+    work = [r for r in request.source.records("client") if r["partition_id"] != request.client]
+    return _cost(request.config, work)
+
+
+def _was_repeated(request: Request, record: Mapping[str, Any]) -> bool:
+    """Whether a client's training in the new run was done for the removal, or taken over from the old one."""
+    if request.method in ("rewind", "replay"):
+        return int(record["round"]) >= request.first_round
+    if request.method == "shards":
+        shards, seed = request.config.unlearning.shards, request.config.seed
+        own = shard_of(request.client, shards, seed)
+        return shard_of(int(record["partition_id"]), shards, seed) == own
+    return True
+
+
+def _cost(config: RunConfig, work: list[dict[str, Any]]) -> Cost:
+    """CPU seconds as clients told them, and 4 P operations a token: forward, and backward to the activations."""
+    ref = config.model.ref(config.runtime.model_path)
+    shape = model_shape(model_config(ref).get_text_config(decoder=True), ref.label)
+    tokens = sum(int(record["tokens"]) for record in work)
+    return Cost(sum(float(r["cpu_seconds"]) for r in work), 4.0 * shape.block_parameters * tokens)
+
+
+def _log(request: Request, run: RunDirectory, now: str) -> Head | None:
+    """Add the removal to the chain of the run's earlier ones, if there is a key to sign it with."""
+    path = run.path / DELETIONS
+    if not os.environ.get(KEY_VARIABLE):
+        return None
+    earlier = request.source.path / DELETIONS
+    if earlier.exists():
+        write_bytes(path, earlier.read_bytes())
+    else:
+        path.unlink(missing_ok=True)
+    body = {
+        "client": request.client,
+        "run": request.source.path.name,
+        "method": request.method,
+        "exactness": request.exactness,
+        "model_sha256": run.summary()["adapter_sha256"],
+    }
+    key = read_private_key(None, os.environ)
+    return append(path, body, time=now, key=key, write=write_bytes)
+
+
+def default_folder(request: Request) -> Path:
+    """Beside the run, named after it, the method and the client."""
+    source = request.source.path
+    return source.parent / f"unlearn_{source.name}_{request.method}_client{request.client}"

@@ -1,0 +1,69 @@
+"""Which other settings full-weight training cannot bear."""
+
+from typing import Protocol
+
+from fedllm_flwr.codecs import FLOAT_CODECS
+from fedllm_flwr.settings.adaptation import ClientConfig
+from fedllm_flwr.settings.federation import BaselinesConfig, FairnessConfig, StrategyConfig
+from fedllm_flwr.settings.privacy import PrivacyConfig
+from fedllm_flwr.settings.tree import require
+from fedllm_flwr.settings.wire import WireConfig
+
+
+class Run(Protocol):
+    """What of a run's configuration is looked at."""
+
+    @property
+    def strategy(self) -> StrategyConfig: ...  # noqa: D102
+    @property
+    def client(self) -> ClientConfig: ...  # noqa: D102
+    @property
+    def fairness(self) -> FairnessConfig: ...  # noqa: D102
+    @property
+    def privacy(self) -> PrivacyConfig: ...  # noqa: D102
+    @property
+    def wire(self) -> WireConfig: ...  # noqa: D102
+    @property
+    def baselines(self) -> BaselinesConfig: ...  # noqa: D102
+
+
+def check_grass(run: Run) -> None:
+    """Refuse what a mean of rows cannot be made of, naming both settings.
+
+    Raises:
+        ConfigError: Two settings cannot be used together.
+    """
+    method, strategy = "method=fedgrass", run.strategy
+    require(
+        strategy.name == "row_mean",
+        f"strategy={strategy.name} and {method}: it averages something else, use strategy=row_mean",
+    )
+    require(
+        strategy.server_optimizer == "fedavg",
+        f"strategy.server_optimizer={strategy.server_optimizer} and {method}: the rows change from round to round, and "
+        "moments would be of others, use server_optimizer=fedavg",
+    )
+    for name in ("clip_norm", "proximal_mu"):
+        value = getattr(run.client, name)
+        require(
+            value == 0,
+            f"client.{name}={value:g} and {method}: no two layers' gradients are held at a time, use client.{name}=0",
+        )
+    require(
+        run.fairness.name == "none",
+        f"fairness={run.fairness.name} and {method}: rows of data are not weighed, use fairness=none",
+    )
+    require(
+        run.privacy.name == "none",
+        f"privacy={run.privacy.name} and {method}: row norms and indices carry no noise, use privacy=none",
+    )
+    for direction in ("uplink", "downlink"):
+        codec = getattr(run.wire, direction)
+        require(
+            codec in FLOAT_CODECS,
+            f"wire.{direction}={codec} and {method}: the rows are the compression, use float32, float16 or bfloat16",
+        )
+    require(
+        not run.baselines.local_tuning,
+        f"baselines.local_tuning=true and {method}: tuning trains an adapter, use local_only",
+    )

@@ -1,0 +1,266 @@
+"""Federated full-weight training: clients change a few rows of each matrix, the server averages them row by row.
+
+The global model is the backbone and every row that a round has changed so far. Clients are stateless, so all of these
+rows go down with each training and evaluation message: 4·Σ k·n bytes, k growing from r towards all rows of a matrix as
+rounds pick new ones. Up go 4·Σ r·n bytes, and nothing else of size.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+
+from fedllm_flwr import records
+from fedllm_flwr.averaging import RunningMean
+from fedllm_flwr.averaging.checks import check_values
+from fedllm_flwr.config import RunConfig
+from fedllm_flwr.errors import ShapeError, WireError
+from fedllm_flwr.grass.averaging import RowMean
+from fedllm_flwr.grass.packing import bitmap, indices_of, pack, scales_text, unpack
+from fedllm_flwr.grass.rows import RowUpdate
+from fedllm_flwr.grass.selection import Rows, choose_rows
+from fedllm_flwr.models.shapes import layer_shapes
+from fedllm_flwr.seeding import numpy_generator
+from fedllm_flwr.settings.grass import FedGrassConfig
+from strategies.chain import checked_part
+from strategies.exchange import (
+    COUNTED,
+    ClientReply,
+    by_client,
+    checked_number,
+    messages_for,
+    stream,
+)
+from strategies.figures import training_figures
+from strategies.grass_state import restored, saved_arrays, saved_counts
+from strategies.hosting import Hosting
+from strategies.observer import Checkpointed, Observer
+from strategies.rounds import RoundStrategy
+
+STATE, ROWS, NORMS = "state", "rows", "norms"
+"""Parts of messages: rows changed so far, a client's changes, and its norms."""
+
+
+class FedGrass(RoundStrategy):
+    """Weighted mean of the changes of rows (see :class:`RoundStrategy` for the arguments).
+
+    Attributes:
+        changed: By layer what all changed rows differ by from the backbone, float32.
+        chosen: By layer the rows that clients train, where the server picks them.
+
+    Source:
+        Muhamed et al. 2024 (GRASS), section 3, for the rows; that clients share them, so that their changes have one
+        sum, is ours. The norms that pick them are weighted means over clients of the squared norms of each client's own
+        gradient, which are never below those of the mean gradient and equal them where clients agree.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        hosting: Hosting,
+        observer: Observer,
+        *,
+        partition_ids: Sequence[int] | None = None,
+        task_kind: str = "classification",
+    ) -> None:
+        super().__init__(
+            config, hosting, observer, partition_ids=partition_ids, task_kind=task_kind
+        )
+        method = config.method
+        assert isinstance(method, FedGrassConfig)  # noqa: S101  # the table of strategies says so
+        self.method = method
+        shapes = layer_shapes(config.model.ref(config.runtime.model_path), method.target_modules)
+        self.heights = {shape.name: shape.out_features for shape in shapes}
+        self.columns = {shape.name: shape.in_features for shape in shapes}
+        self.changed: dict[str, RowUpdate] = {}
+        self.chosen: dict[str, Rows] = {}
+        self._chosen_in = 0
+        self._mean = RowMean(method.row_average)
+        self._deadline = 0.0
+
+    # What RoundStrategy asks for ---------------------------------------------------------------------------------
+
+    def broadcast(
+        self, server_round: int, *, train: bool
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """All changed rows, what clients are to do, and this round's learning rate."""
+        parts = {STATE: pack(self.changed)} if self.changed else {}
+        body: dict[str, Any] = {
+            "changed": {n: bitmap(u.indices, self.heights[n]) for n, u in self.changed.items()}
+        }
+        if train:
+            if self._is_due(server_round) and not self.method.reads_norms:
+                self._choose(
+                    {name: np.ones(rows) for name, rows in self.heights.items()}, server_round
+                )
+            body["learning-rate"] = self.learning_rate(server_round)
+            body["stage"] = NORMS if self._is_due(server_round) else "train"
+            body["rows"] = {n: bitmap(r.indices, self.heights[n]) for n, r in self.chosen.items()}
+            body["scales"] = {
+                n: scales_text(r.scales) for n, r in self.chosen.items() if (r.scales != 1).any()
+            }
+        return body, parts
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Messages that begin the round; both of its exchanges share its deadline."""
+        self._deadline = time.monotonic() + self.config.strategy.round_timeout_seconds
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def trained(self, server_round: int, replies: Iterator[ClientReply]) -> Iterator[ClientReply]:
+        """Where the server is to pick rows by norms: pick them, and only then let clients train."""
+        if not self._is_due(server_round):
+            yield from replies
+            return
+        asked = list(self._left_to_train)
+        mean, good = RunningMean(sum(self.heights.values())), []
+        for reply in replies:
+            if reply.stray or reply.error:
+                yield reply
+                continue
+            try:
+                self._add_norms(mean, reply)
+            except (WireError, ShapeError) as error:
+                yield ClientReply(reply.partition_id, {}, {}, str(error))
+                continue
+            good.append(reply.partition_id)
+        if not self._enough(len(good)):
+            why = f"its norms were not used, since {len(good)} of {len(asked)} clients sent any"
+            yield from (ClientReply(p, {}, {}, f"client {p}: {why}") for p in good)
+            return
+        self._choose(self._by_layer(mean.result()), server_round)
+        yield from self._ask_to_train(server_round, good)
+
+    def begin_sum(self, server_round: int) -> None:
+        """Start a new sum."""
+        self._mean = RowMean(self.method.row_average)
+
+    def add_reply(self, reply: ClientReply, server_round: int) -> dict[str, Any]:
+        """Check figures, which rows they are, sizes and values, then add the changes."""
+        client = f"client {reply.partition_id}"
+        figures = training_figures(client, reply.info)
+        weight = self.weight_of(reply, figures["num_examples"])
+        updates = self._updates(reply)
+        self._mean.add(updates, weight)
+        record = {"kind": "client", "round": server_round, "partition_id": reply.partition_id}
+        return {**record, **figures, "rows": sum(len(u.indices) for u in updates.values())}
+
+    def finish_sum(self, server_round: int) -> None:
+        """Add the mean to the changed rows."""
+        for name, update in self._mean.result().items():
+            before = self.changed.get(name)
+            self.changed[name] = update if before is None else before.plus(update)
+
+    def checkpoint(self, server_round: int) -> Checkpointed:
+        """The changed rows, and those that clients train."""
+        state = saved_counts(self.changed, self.chosen) | {"chosen_in": self._chosen_in}
+        return Checkpointed(server_round, saved_arrays(self.changed, self.chosen), state)
+
+    def restore(self, saved: Checkpointed) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ShapeError: The checkpoint holds rows of other matrices.
+        """
+        shapes = {name: (rows, self.columns[name]) for name, rows in self.heights.items()}
+        self.changed, self.chosen = restored(saved, shapes)
+        self._chosen_in = int(saved.state["chosen_in"])
+
+    def arrays(self) -> ArrayRecord:
+        """The changed rows as one flat array."""
+        return ArrayRecord({ROWS: torch.from_numpy(pack(self.changed))})  # type: ignore[arg-type]
+
+    # Details -----------------------------------------------------------------------------------------------------
+
+    def _is_due(self, server_round: int) -> bool:
+        """Whether rows are to be picked before clients can train; a retry keeps those that the round has."""
+        if not self.method.picks_at_server or (self.chosen and self._chosen_in == server_round):
+            return False
+        return not self.chosen or (server_round - 1) % self.method.refresh_rounds == 0
+
+    def _choose(self, norms: dict[str, np.ndarray], server_round: int) -> None:
+        method, seed = self.method, self.config.seed
+        self.chosen = {
+            name: choose_rows(
+                values, method.rank, method.rule, numpy_generator(seed, "rows", server_round, name)
+            )
+            for name, values in norms.items()
+        }
+        self._chosen_in = server_round
+
+    def _enough(self, clients: int) -> bool:
+        cohort = len(self._round_figures["cohort"])
+        return clients > 0 and clients >= self.config.strategy.min_fraction * cohort
+
+    def _add_norms(self, mean: RunningMean, reply: ClientReply) -> None:
+        """Add a client's norms.
+
+        Raises:
+            WireError, ShapeError: They are not what was asked for.
+        """
+        client = f"client {reply.partition_id}"
+        values = checked_part(reply, NORMS, sum(self.heights.values()))
+        if (values < 0).any():
+            raise WireError(f"{client}: expected squared norms >= 0, got {values.min()}")
+        count = checked_number(client, reply.info, "num-examples", whole=True)
+        mean.add(values, self.weight_of(reply, count), client=reply.partition_id)
+
+    def _by_layer(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+        stops = np.cumsum([self.heights[name] for name in sorted(self.heights)])
+        return dict(zip(sorted(self.heights), np.split(flat, stops[:-1]), strict=True))
+
+    def _ask_to_train(
+        self, server_round: int, partition_ids: Sequence[int]
+    ) -> Iterator[ClientReply]:
+        """The second exchange of a round."""
+        body, parts = self.broadcast(server_round, train=True)
+        messages = messages_for(
+            self.hosting,
+            self.contents(parts),
+            {**self._common(server_round), **body, **self.balance.instruction()},
+            message_type=records.EXCHANGE,
+            partition_ids=partition_ids,
+            clients_per_wave=self.config.runtime.clients_per_wave,
+            server_round=server_round,
+        )
+        left = self._deadline - time.monotonic()
+        replies = stream(self.hosting.grid, messages, left, self.observer.count)
+        yield from by_client(messages, replies)
+
+    def _updates(self, reply: ClientReply) -> dict[str, RowUpdate]:
+        """What a client has changed, by layer.
+
+        Raises:
+            WireError, ShapeError: Codec, rows or sizes are not what was asked for, or a value is not finite.
+        """
+        client = f"client {reply.partition_id}"
+        wanted = self.config.wire.uplink
+        if reply.parts and reply.codec not in (COUNTED, wanted):
+            raise WireError(f"{client}: expected the codec {wanted}, got {reply.codec}")
+        indices = self._indices(client, reply)
+        size = sum(len(rows) * self.columns[name] for name, rows in indices.items())
+        updates = unpack(checked_part(reply, ROWS, size), indices, self.columns)
+        for name, update in updates.items():
+            check_values(update.values, f"{client}, layer {name}")
+        return updates
+
+    def _indices(self, client: str, reply: ClientReply) -> dict[str, np.ndarray]:
+        """Which rows a client's changes are of: known here, but where it has picked them."""
+        if self.method.picks_at_server:
+            return {name: rows.indices for name, rows in self.chosen.items()}
+        if not self.method.picks_at_clients:
+            return {name: np.arange(rows) for name, rows in self.heights.items()}
+        told = reply.info.get("rows")
+        if not isinstance(told, dict) or set(told) != set(self.heights):
+            raise WireError(
+                f"{client}, rows: expected those of {len(self.heights)} layers, got {told!r:.40}"
+            )
+        return {
+            name: indices_of(told[name], rows, f"{client}, layer {name}")
+            for name, rows in self.heights.items()
+        }

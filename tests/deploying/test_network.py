@@ -1,0 +1,47 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+from flwr.common.config import parse_config_args
+
+from fedllm_flwr.deploying.network import LocalNetwork, NodeFacts, connection_text, shown
+from fedllm_flwr.errors import ConfigError
+
+
+def test_facts_are_read_by_flower_as_they_were_meant() -> None:
+    facts = NodeFacts(1, 3, data_path="/data of site/rows.jsonl", state_path="/var/state")
+    assert parse_config_args([facts.text()]) == {
+        "partition-id": 1,
+        "num-partitions": 3,
+        "data-path": "/data of site/rows.jsonl",
+        "state-path": "/var/state",
+    }
+
+
+def test_the_connection_is_a_table_of_flowers_configuration() -> None:
+    table = tomllib.loads(connection_text("host:8443", Path("/etc/ca.crt")))
+    assert table["superlink"]["default"] == "fedllm"
+    assert table["superlink"]["fedllm"] == {
+        "address": "host:8443",
+        "root-certificates": "/etc/ca.crt",
+    }
+
+
+def test_every_part_has_its_own_port_key_and_place(tmp_path: Path) -> None:
+    network = LocalNetwork(tmp_path, 3, data_path="/data/{node}.csv")
+    superlink, *rest = network.commands()
+    registrations, nodes = rest[:3], rest[3:]
+    assert superlink[0] == "flower-superlink"
+    assert "--enable-supernode-auth" in superlink
+    assert "--insecure" not in shown(superlink)
+    assert len({command[3] for command in registrations}) == 3
+    for name in ("--port", "--auth-supernode-private-key", "--node-config"):
+        assert len({node[node.index(name) + 1] for node in nodes}) == 3, name
+    assert 'data-path="/data/2.csv"' in nodes[2][-1]
+    assert network.commands() == network.commands(), "what is shown is what is run"
+    assert list(tmp_path.iterdir()) == [], "nothing is written before it is started"
+
+
+def test_a_network_without_nodes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nodes: expected >= 1, got 0"):
+        LocalNetwork(tmp_path, 0)

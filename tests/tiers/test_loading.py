@@ -1,0 +1,78 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.evaluation import evaluate_run
+from fedllm_flwr.runs.directory import RunDirectory
+from fedllm_flwr.settings.adaptation import TaskConfig
+from fedllm_flwr.settings.cascade import MemberConfig, TierConfig
+from fedllm_flwr.tasks.base import Task, TaskOptions
+from fedllm_flwr.tasks.catalog import load_task
+from fedllm_flwr.tiers import Computing, Endpoint, check_unseen, is_right, load_member, load_tier
+from fedllm_flwr.tiers.members import Asking
+
+CPU = Computing("float32", "cpu")
+SYNTHETIC = TaskConfig(name="synthetic", template="about", max_tokens=40)
+
+
+@pytest.mark.parametrize("kind", ["lora_run", "prompt_run"])
+def test_a_member_from_a_run_is_as_good_as_the_run(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(kind)
+    wanted = evaluate_run(RunDirectory.open(folder), None)
+    task = load_task(TaskOptions(name="synthetic", train_rows=24, validation_rows=8, test_rows=24), 0)  # fmt: skip
+    tier = load_tier(TierConfig(name="t", members=(MemberConfig(run=str(folder)),)), SYNTHETIC, CPU, 0)  # fmt: skip
+    rows = task.splits["test"]
+    right = [
+        is_right(task, row, reply.text)
+        for row, (reply,) in zip(rows, tier.ask(task, rows), strict=True)
+    ]
+    assert sum(right) / len(rows) == pytest.approx(wanted["accuracy"])
+
+
+def test_a_prompts_soft_tokens_are_read_too(prompt_run: Path, task: Task) -> None:
+    member = load_member(MemberConfig(run=str(prompt_run)), "p", SYNTHETIC, CPU)
+    assert not isinstance(member, Endpoint)
+    assert (member.template, member.max_tokens, member.soft_tokens) == ("read", 48, 3)
+    with_prompt = member.ask(task, task.splits["test"][:1], Asking())
+    same = TaskConfig(name="synthetic", template="read", max_tokens=48)
+    plain = load_member(MemberConfig(model="tiny"), "t", same, CPU)
+    without = plain.ask(task, task.splits["test"][:1], Asking())
+    assert with_prompt[0][0].input_tokens == without[0][0].input_tokens + 3
+
+
+def test_other_members_ask_as_the_queries_task_does() -> None:
+    plain = load_member(MemberConfig(model="tiny"), "n", SYNTHETIC, CPU)
+    assert not isinstance(plain, Endpoint)
+    assert (plain.template, plain.max_tokens) == ("about", 40)
+    far = load_member(MemberConfig(base_url="http://x", model="m"), "n", SYNTHETIC, CPU)
+    assert far == Endpoint("n", "http://x", "m", "", "about")
+
+
+def test_a_run_that_cannot_be_a_member_is_named(lora_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected a run of task intents, got one of synthetic"):
+        load_member(MemberConfig(run=str(lora_run)), "n", TaskConfig(name="intents"), CPU)
+    shutil.copytree(lora_run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "adapter")
+    with pytest.raises(ConfigError, match=r"expected a finished run .* found none"):
+        load_member(MemberConfig(run=str(tmp_path / "run")), "n", SYNTHETIC, CPU)
+    with pytest.raises(ConfigError, match="is not a run directory"):
+        load_member(MemberConfig(run=str(tmp_path / "absent")), "n", SYNTHETIC, CPU)
+
+
+def test_a_missing_key_is_named_before_anybody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FAR_KEY", raising=False)
+    far = MemberConfig(base_url="http://x", model="m", key_variable="FAR_KEY")
+    with pytest.raises(ConfigError, match="environment variable FAR_KEY, got none"):
+        load_tier(TierConfig(name="t", members=(far,)), SYNTHETIC, CPU, 0)
+
+
+def test_queries_that_a_member_was_trained_on_are_refused(lora_run: Path) -> None:
+    task = load_task(TaskOptions(name="synthetic", train_rows=24, validation_rows=8, test_rows=24), 0)  # fmt: skip
+    member = MemberConfig(run=str(lora_run))
+    check_unseen([member, MemberConfig(model="tiny")], task.splits["test"], "")
+    with pytest.raises(ConfigError, match="one that has on 3 of 27"):
+        check_unseen([member], [*task.splits["train"][:3], *task.splits["test"]], "")
