@@ -11,6 +11,8 @@ from fedllm_flwr.runs.snapshot import Snapshot
 LEVEL_COLORS = {
     "majority": "muted",
     "bag_of_words": "warm",
+    "persistence": "sand",  # of series, which have no zero-shot prompts
+    "logistic_on_states": "ink",  # and no local tuning
     "zero_shot": "sand",
     "local_only": "violet",
     "centralised": "green",

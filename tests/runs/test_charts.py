@@ -1,7 +1,7 @@
 from fedllm_flwr.runs import breakdown
-from fedllm_flwr.runs.charts import clients_chart, round_figures, time_figure
+from fedllm_flwr.runs.charts import LEVEL_COLORS, clients_chart, round_figures, time_figure
 from fedllm_flwr.runs.directory import RunDirectory
-from fedllm_flwr.runs.results import result_rows
+from fedllm_flwr.runs.results import BASELINES, result_rows
 from fedllm_flwr.runs.snapshot import Snapshot
 
 
@@ -51,3 +51,7 @@ def test_clients_are_named_with_their_ids(make_run) -> None:
     chart = clients_chart(rows, found, "accuracy")
     assert ">publisher &lt;0&gt; (0)</text>" in chart
     assert "Test accuracy by client" in chart
+
+
+def test_every_baseline_has_a_color() -> None:
+    assert set(LEVEL_COLORS) == set(BASELINES)
