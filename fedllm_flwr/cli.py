@@ -128,7 +128,13 @@ def _sweep(given: list[str], overrides: list[str]) -> int:
     from fedllm_flwr.preflight import preflight
 
     project = find_project(Path.cwd())
-    configs = [compose_run(job, project).config for job in expand(overrides)]
+    jobs = [compose_run(job, project) for job in expand(overrides)]
+    others = [job.action for job in jobs if job.action != "run"]
+    if others:
+        raise ConfigError(
+            f"action={others[0]} and --multirun: a sweep runs experiments, use action=run"
+        )
+    configs = [job.config for job in jobs]
     for config in configs:
         preflight(config)
     if not any(o.startswith("hydra.sweep.dir=") for o in overrides):

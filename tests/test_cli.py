@@ -94,6 +94,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "sweep of unknown key": (["-m", "experiment=smoke", "speed=0,1"], "speed: unknown key"),
     "sweep of wrong values": (["-m", "experiment=smoke", "strategy=svd,best"],
                               "strategy: expected one of .*, got 'best'"),
+    "sweep of an action": (["-m", "experiment=smoke", "action=costs", "seed=0,1"], "action=costs and --multirun"),
     "sweep that cannot run": (["-m", "experiment=smoke", "method.rank=8,64"], "expected at most 32, .*, got 64"),
     "sweep that cannot be read": (["-m", "experiment=smoke", "seed=[1"], r"\[1"),
     "folder": (["experiment=smoke", "out_dir=/dev/null/x"], "out_dir: expected a folder that can be written"),
