@@ -76,5 +76,8 @@ def _member(hint: Any, value: Any, where: str) -> Any:
     require(isinstance(value, Mapping), f"{where}: expected a mapping, got {value!r}")
     by_name = {typing.get_args(typing.get_type_hints(m)["name"])[0]: m for m in members}
     name = value.get("name")
-    require(name in by_name, f"{where}.name: expected one of {sorted(by_name)}, got {name!r}")
+    require(
+        isinstance(name, str) and name in by_name,
+        f"{where}.name: expected one of {sorted(by_name)}, got {name!r}",
+    )
     return by_name[name]
