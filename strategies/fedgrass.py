@@ -17,7 +17,6 @@ from flwr.serverapp import Grid
 from fedllm_flwr import records
 from fedllm_flwr.averaging import RunningMean
 from fedllm_flwr.averaging.checks import check_values
-from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import ShapeError, WireError
 from fedllm_flwr.grass.averaging import RowMean
 from fedllm_flwr.grass.packing import bitmap, indices_of, pack, scales_text, unpack
@@ -37,8 +36,7 @@ from strategies.exchange import (
 )
 from strategies.figures import training_figures
 from strategies.grass_state import restored, saved_arrays, saved_counts
-from strategies.hosting import Hosting
-from strategies.observer import Checkpointed, Observer
+from strategies.observer import Checkpointed
 from strategies.rounds import RoundStrategy
 
 STATE, ROWS, NORMS = "state", "rows", "norms"
@@ -58,18 +56,10 @@ class FedGrass(RoundStrategy):
         gradient, which are never below those of the mean gradient and equal them where clients agree.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        hosting: Hosting,
-        observer: Observer,
-        *,
-        partition_ids: Sequence[int] | None = None,
-        task_kind: str = "classification",
-    ) -> None:
-        super().__init__(
-            config, hosting, observer, partition_ids=partition_ids, task_kind=task_kind
-        )
+    def set_up(self) -> None:
+        """Build the global model's first state and what checks replies against it."""
+        super().set_up()
+        config = self.config
         method = config.method
         assert isinstance(method, FedGrassConfig)  # noqa: S101  # the table of strategies says so
         self.method = method

@@ -5,7 +5,7 @@ the rule has one. Uplink: each client's trained factors. Nothing else crosses th
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from fedllm_flwr.averaging import (
     resize,
 )
 from fedllm_flwr.codecs import Shapes, encode_difference
-from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import ShapeError, WireError
 from fedllm_flwr.models.adapters import (
     AdapterLayout,
@@ -37,8 +36,7 @@ from fedllm_flwr.settings.federation import StrategyConfig
 from fedllm_flwr.settings.methods import FedLoraConfig
 from strategies.exchange import ClientReply
 from strategies.figures import training_figures
-from strategies.hosting import Hosting
-from strategies.observer import Checkpointed, Observer
+from strategies.observer import Checkpointed
 from strategies.received import Part, Start, counted_values, received_values
 from strategies.rounds import RoundStrategy
 from strategies.rules import GlobalModel, Rule, make_rule
@@ -75,18 +73,10 @@ def server_optimizer(strategy: StrategyConfig) -> ServerOptimizer:
 class FedLora(RoundStrategy):
     """Federated LoRA under a rule of :mod:`strategies.rules` (see :class:`RoundStrategy` for the arguments)."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        hosting: Hosting,
-        observer: Observer,
-        *,
-        partition_ids: Sequence[int] | None = None,
-        task_kind: str = "classification",
-    ) -> None:
-        super().__init__(
-            config, hosting, observer, partition_ids=partition_ids, task_kind=task_kind
-        )
+    def set_up(self) -> None:
+        """Build the global model's first state and what checks replies against it."""
+        super().set_up()
+        config = self.config
         method = config.method
         assert isinstance(method, FedLoraConfig)  # noqa: S101  # the table of strategies says so
         self.method = method

@@ -26,8 +26,7 @@ from fedllm_flwr.settings.methods import FedPromptConfig
 from strategies.exchange import ClientReply
 from strategies.fedlora import server_optimizer
 from strategies.figures import training_figures
-from strategies.hosting import Hosting
-from strategies.observer import Checkpointed, Observer
+from strategies.observer import Checkpointed
 from strategies.received import Part, Start, counted_values, received_values
 from strategies.rounds import RoundStrategy
 
@@ -58,18 +57,10 @@ class FedPrompt(RoundStrategy):
         the seed's personal prompts for [personal | shared | text]. Clusters differ from both.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        hosting: Hosting,
-        observer: Observer,
-        *,
-        partition_ids: Sequence[int] | None = None,
-        task_kind: str = "classification",
-    ) -> None:
-        super().__init__(
-            config, hosting, observer, partition_ids=partition_ids, task_kind=task_kind
-        )
+    def set_up(self) -> None:
+        """Build the global model's first state and what checks replies against it."""
+        super().set_up()
+        config = self.config
         assert isinstance(config.method, FedPromptConfig)  # noqa: S101  # the table of strategies says so
         self.method = config.method
         self._first = first_parts(config)

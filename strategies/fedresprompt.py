@@ -9,7 +9,7 @@ Axes: B rows, m tokens of a prompt, d width of the model's embeddings, k bottlen
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from torch import Tensor
 
 from fedllm_flwr import records
 from fedllm_flwr.averaging import RunningMean, State
-from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import ShapeError, WireError
 from fedllm_flwr.models.prompt_start import prompt_width
 from fedllm_flwr.reservoir import Controller, Reservoir, cross_entropy
@@ -33,9 +32,8 @@ from strategies.chain import Chain, check_reservoir, checked_part, flat, in_orde
 from strategies.exchange import ClientReply, by_client, checked_number, messages_for, stream
 from strategies.fedlora import server_optimizer
 from strategies.figures import training_figures
-from strategies.hosting import Hosting
 from strategies.leaks import Leaks
-from strategies.observer import Checkpointed, Observer
+from strategies.observer import Checkpointed
 from strategies.prompt_server import PromptServer
 from strategies.rounds import RoundStrategy
 
@@ -53,18 +51,10 @@ class FedResPrompt(RoundStrategy):
         ``private_controller`` are ours to choose from.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        hosting: Hosting,
-        observer: Observer,
-        *,
-        partition_ids: Sequence[int] | None = None,
-        task_kind: str = "classification",
-    ) -> None:
-        super().__init__(
-            config, hosting, observer, partition_ids=partition_ids, task_kind=task_kind
-        )
+    def set_up(self) -> None:
+        """Build the global model's first state and what checks replies against it."""
+        super().set_up()
+        config = self.config
         method = config.method
         assert isinstance(method, FedResPromptConfig)  # noqa: S101  # the table of strategies says so
         self.method = method

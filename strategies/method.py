@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from fedllm_flwr import records
 from fedllm_flwr.averaging.weights import client_weight
 from fedllm_flwr.config import RunConfig
+from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.training.settings import scheduled_rate
 from strategies.balance import Balance
 from strategies.exchange import ClientReply
@@ -56,6 +57,11 @@ class FederatedMethod(Strategy):
             else list(partition_ids)
         )
         self.balance = Balance(config.fairness)
+        self.set_up()
+
+    @abstractmethod
+    def set_up(self) -> None:
+        """Build what belongs to the method from ``self.config``; called once, before anything else is asked."""
 
     @abstractmethod
     def broadcast(
@@ -68,16 +74,27 @@ class FederatedMethod(Strategy):
         """Start a new sum."""
 
     def start_values(self, server_round: int) -> dict[str, np.ndarray]:
-        """What the values of replies are counted from, by part, float32 [n]; where all clients have the same."""
-        raise NotImplementedError(f"{type(self).__name__}: a reply is not one set of values")
+        """What the values of replies are counted from, by part, float32 [n]; where all clients have the same.
+
+        Raises:
+            ConfigError: Replies of this method are not one set of values, which the configuration's checks say first.
+        """
+        raise self._without_values()
 
     def reply_values(self, reply: ClientReply, server_round: int) -> dict[str, np.ndarray]:
         """The values that a reply counts as, by part.
 
         Raises:
             WireError, ShapeError: Names, codec or sizes are not what was asked for, or a value is not finite.
+            ConfigError: As of :meth:`start_values`.
         """
-        raise NotImplementedError(f"{type(self).__name__}: a reply is not one set of values")
+        raise self._without_values()
+
+    def _without_values(self) -> ConfigError:
+        return ConfigError(
+            f"method={self.config.method.name}: its replies are not one set of values that could be clipped, kept or "
+            "taken out alone"
+        )
 
     @abstractmethod
     def add_reply(self, reply: ClientReply, server_round: int) -> dict[str, Any]:

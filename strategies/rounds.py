@@ -9,7 +9,7 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,13 +19,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fedllm_flwr import records
-from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import RunStoppedError, ShapeError, WireError
 from strategies.exchange import by_client, messages_for, stream
 from strategies.fedunlearning import merging_of, staying
-from strategies.hosting import Hosting
 from strategies.method import FederatedMethod, no_parts
-from strategies.observer import MERGING, UNMEASURED, Checkpointed, Observer
+from strategies.observer import MERGING, UNMEASURED, Checkpointed
 from strategies.tally import SplitTally, checked_groups, checked_splits
 
 
@@ -36,24 +34,14 @@ class TooFewRepliesError(RunStoppedError):
 class RoundStrategy(FederatedMethod):
     """A strategy whose rounds stream, retry, evaluate and checkpoint (see the base class for the arguments)."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        hosting: Hosting,
-        observer: Observer,
-        *,
-        partition_ids: Sequence[int] | None = None,
-        task_kind: str = "classification",
-    ) -> None:
-        super().__init__(
-            config, hosting, observer, partition_ids=partition_ids, task_kind=task_kind
-        )
-        self.evaluated_ids = staying(config, self.partition_ids)
+    def set_up(self) -> None:
+        """Start the loop's own state; a method's own comes after it."""
+        self.evaluated_ids = staying(self.config, self.partition_ids)
         self.evaluated_splits: tuple[str, ...] = ("validation", "test")
-        self.template = config.task.template
+        self.template = self.config.task.template
         self.plain = False
         self.tuning: dict[str, Any] = {}
-        self.privacy = merging_of(config, observer)
+        self.privacy = merging_of(self.config, self.observer)
         self.run = uuid.uuid4().hex  # what clients keep for themselves belongs to one run
         self._sent: list[Message] = []
         self._left_to_train: list[int] = []

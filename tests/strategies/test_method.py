@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedllm_flwr.errors import WireError
+from fedllm_flwr.errors import ConfigError, WireError
 from fedllm_flwr.loopback import LoopbackGrid
 from fedllm_flwr.training.settings import scheduled_rate
 from strategies import STRATEGIES, Hosting, build_strategy
@@ -36,6 +36,17 @@ def build(micro: Fixture) -> Fixture:
 
 def test_every_strategy_is_such_a_method() -> None:
     assert all(issubclass(strategy, FederatedMethod) for strategy in STRATEGIES.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"), [("fedresprompt", "controller_mean"), ("fedgrass", "row_mean")]
+)
+def test_a_method_without_such_values_says_so(name: str, rule: str, build: Fixture) -> None:
+    strategy = build(f"method={name}", f"strategy={rule}")
+    with pytest.raises(ConfigError, match=f"method={name}: its replies are not one set of values"):
+        strategy.start_values(1)
+    with pytest.raises(ConfigError, match=f"method={name}"):
+        strategy.reply_values(ClientReply(0, {}, {}), 1)
 
 
 def test_the_clients_are_the_configurations_or_those_that_are_named(build: Fixture) -> None:
