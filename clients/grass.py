@@ -9,7 +9,7 @@ picks the rows, a round may take two messages:
 In all other rounds the first message has the stage ``train`` already.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,15 @@ from flwr.app import Context, Message
 from clients.base import Adapted, answer_evaluation, attempt, local_settings
 from clients.workspace import Asked, Workspace, read
 from fedllm_flwr import records
-from fedllm_flwr.errors import DataError, WireError
+from fedllm_flwr.errors import WireError
 from fedllm_flwr.grass.packing import bitmap, indices_of, pack, scales_of, unpack
 from fedllm_flwr.grass.rows import RowUpdate
 from fedllm_flwr.grass.selection import Rows
 from fedllm_flwr.models.shapes import LayerShape, layer_shapes
 from fedllm_flwr.seeding import derive_seed
 from fedllm_flwr.settings.grass import FedGrassConfig
-from fedllm_flwr.tasks.encode import Encoded
 from fedllm_flwr.training.batches import plan_steps
-from fedllm_flwr.training.full import row_norms, train_full
+from fedllm_flwr.training.full import labelled_rows, row_norms, train_full
 from fedllm_flwr.training.full_job import FullJob, FullResult, FullSettings
 from fedllm_flwr.training.full_layers import updates_active
 
@@ -80,13 +79,11 @@ def _norms(asked: Asked, partition_id: int, start: Mapping[str, RowUpdate]) -> A
     """What the rule reads of the gradient of the first micro-batch that the client will train on.
 
     Raises:
-        DataError: There is no row to train on.
+        DataError: No row has label tokens.
     """
     work = asked.work
     method = _method(work)
-    rows = _usable(work.encoded(partition_id, "train"))
-    if not rows:
-        raise DataError("expected rows with label tokens, got none")
+    rows = labelled_rows(work.encoded(partition_id, "train"))
     plan = plan_steps(len(rows), _settings(asked).local, _seed(asked, partition_id))
     found = row_norms(
         work.backbone,
@@ -159,10 +156,6 @@ def _chosen(asked: Asked) -> dict[str, Rows]:
     return found
 
 
-def _usable(rows: Sequence[Encoded]) -> list[Encoded]:
-    return [row for row in rows if len(row.targets)]
-
-
 def _seed(asked: Asked, partition_id: int) -> int:
     config, server_round = asked.work.config, int(asked.body["server-round"])
     return derive_seed(config.seed, "client", partition_id, server_round)
@@ -173,6 +166,7 @@ def _settings(asked: Asked) -> FullSettings:
     return FullSettings(
         local=local_settings(asked.work, float(asked.body["learning-rate"])),
         projection=method.projection(),
+        eight_bit=method.eight_bit,
         checkpointing=method.checkpointing,
     )
 

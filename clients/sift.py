@@ -4,9 +4,7 @@ import numpy as np
 
 from clients.workspace import Asked
 from fedllm_flwr.config import RunConfig
-from fedllm_flwr.settings.unlearning import SIFT_MERGE
-
-SERVED = "served/"
+from fedllm_flwr.settings.unlearning import SERVED, SIFT_MERGE
 
 
 def trains_alone(config: RunConfig) -> bool:

@@ -21,7 +21,7 @@ from fedllm_flwr.core import quiet_flower
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.launch import state_folder
 from fedllm_flwr.loopback import LoopbackGrid
-from fedllm_flwr.runs.atomic import write_json
+from fedllm_flwr.runs.atomic import write_json, write_text
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.environment import environment
 from fedllm_flwr.settings.adaptation import ModelConfig
@@ -111,12 +111,11 @@ def open_chain(config: RunConfig, cascade: CascadeConfig) -> tuple[Task, tuple[T
 def _record(
     tiers: Sequence[Tier], task: Task, rows: Sequence[Row], path: Path, note: Note
 ) -> Recording:
-    """Answers in a file, and what a replay reads from it."""
-    with path.open("w", encoding="utf-8") as file:
-        for line in record_lines(tiers, task, rows, note):
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    lines = [(record.line, record.values) for record in read_json_lines(path)]
-    return recording(lines, path.name)
+    """Answers in a file, once all are there, and what a replay reads from it."""
+    lines = (json.dumps(line) + "\n" for line in record_lines(tiers, task, rows, note))
+    write_text(path, "".join(lines))
+    records_read = [(record.line, record.values) for record in read_json_lines(path)]
+    return recording(records_read, path.name)
 
 
 def _calibrated(

@@ -55,8 +55,7 @@ class FederatedCalibration(ClientTier):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Ask every client for its histogram over its validation rows."""
-        clients = range(self.config.partition.num_clients)
-        self._sent = self._messages(records.CALIBRATE, server_round, clients, {})
+        self._sent = self._messages(records.CALIBRATE, server_round, self.clients, {})
         return self._sent
 
     def aggregate_evaluate(
@@ -78,7 +77,7 @@ class FederatedCalibration(ClientTier):
                 self.account.failure(server_round, reply.partition_id, str(error))
                 continue
             good += 1
-        self._enough(good, self.config.partition.num_clients, "calibration")
+        self._enough(good, len(self.clients), "calibration")
         self.counts = total
         chosen = self.cascade
         self.calibrated = solve(total, chosen.risk, chosen.confidence, chosen.among)

@@ -18,6 +18,7 @@ from fedllm_flwr import records
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import RunStoppedError, WireError
 from strategies.exchange import ClientReply, messages_for
+from strategies.fedunlearning import staying
 from strategies.hosting import Hosting
 
 
@@ -52,6 +53,7 @@ class ClientTier(Strategy):
         self.hosting = hosting
         self.account = account
         self.settings, self.parts = tier
+        self.clients = staying(config, range(config.partition.num_clients))
         self.run = uuid.uuid4().hex
         self._sent: list[Message] = []
 

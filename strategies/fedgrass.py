@@ -16,13 +16,13 @@ from flwr.serverapp import Grid
 
 from fedllm_flwr import records
 from fedllm_flwr.averaging import RunningMean
-from fedllm_flwr.averaging.checks import check_values
 from fedllm_flwr.errors import ShapeError, WireError
 from fedllm_flwr.grass.averaging import RowMean
+from fedllm_flwr.grass.base import BaseRule
 from fedllm_flwr.grass.packing import bitmap, indices_of, pack, scales_text, unpack
 from fedllm_flwr.grass.rows import RowUpdate
-from fedllm_flwr.grass.selection import Rows, choose_rows
-from fedllm_flwr.models.shapes import layer_shapes
+from fedllm_flwr.grass.selection import Rows, check_rank, choose_rows
+from fedllm_flwr.models.shapes import LayerShape, layer_shapes
 from fedllm_flwr.seeding import numpy_generator
 from fedllm_flwr.settings.grass import FedGrassConfig
 from strategies.chain import checked_part
@@ -64,6 +64,7 @@ class FedGrass(RoundStrategy):
         assert isinstance(method, FedGrassConfig)  # noqa: S101  # the table of strategies says so
         self.method = method
         shapes = layer_shapes(config.model.ref(config.runtime.model_path), method.target_modules)
+        check_start(method, shapes)
         self.heights = {shape.name: shape.out_features for shape in shapes}
         self.columns = {shape.name: shape.in_features for shape in shapes}
         self.changed: dict[str, RowUpdate] = {}
@@ -234,10 +235,7 @@ class FedGrass(RoundStrategy):
             raise WireError(f"{client}: expected the codec {wanted}, got {reply.codec}")
         indices = self._indices(client, reply)
         size = sum(len(rows) * self.columns[name] for name, rows in indices.items())
-        updates = unpack(checked_part(reply, ROWS, size), indices, self.columns)
-        for name, update in updates.items():
-            check_values(update.values, f"{client}, layer {name}")
-        return updates
+        return unpack(checked_part(reply, ROWS, size), indices, self.columns)
 
     def _indices(self, client: str, reply: ClientReply) -> dict[str, np.ndarray]:
         """Which rows a client's changes are of: known here, but where it has picked them."""
@@ -250,7 +248,29 @@ class FedGrass(RoundStrategy):
             raise WireError(
                 f"{client}, rows: expected those of {len(self.heights)} layers, got {told!r:.40}"
             )
-        return {
+        found = {
             name: indices_of(told[name], rows, f"{client}, layer {name}")
             for name, rows in self.heights.items()
         }
+        steps = self.config.client.local_steps or reply.info["steps"]
+        most = self.method.rank * -(-steps // self.method.refresh_steps)
+        for name, rows in found.items():
+            if len(rows) > most:
+                raise WireError(
+                    f"{client}, layer {name}: expected at most {most} rows of {steps} steps, got {len(rows)}"
+                )
+        return found
+
+
+def check_start(method: FedGrassConfig, shapes: Sequence[LayerShape]) -> None:
+    """Refuse, before anyone is asked, what every client would fail at.
+
+    Raises:
+        ConfigError: The rank is above a matrix's rows, or bitsandbytes is needed and not installed.
+    """
+    if method.eight_bit:
+        BaseRule(name="adam8bit")
+    for shape in shapes:
+        if method.trainer != "dense":
+            rows = shape.width if method.trainer == "galore" else shape.out_features
+            check_rank(method.rank, rows, f"method.rank, layer {shape.name}")

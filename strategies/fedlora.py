@@ -157,7 +157,11 @@ class FedLora(RoundStrategy):
     def add_reply(self, reply: ClientReply, server_round: int) -> dict[str, Any]:
         """Check names, sizes, values and counts, then add the factors to the sum."""
         flat = self.reply_values(reply, server_round)["adapter"]
-        figures = training_figures(f"client {reply.partition_id}", reply.info)
+        figures = training_figures(
+            f"client {reply.partition_id}",
+            reply.info,
+            may_withhold=self.config.privacy.name == "sample",
+        )
         weight = self.weight_of(reply, figures["num_examples"])
         spec = self.method.spec(max(reply.partition_id, 0))
         layout = self._layout_of(reply.partition_id, server_round)

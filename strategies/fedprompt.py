@@ -152,7 +152,11 @@ class FedPrompt(RoundStrategy):
         """Check names, sizes, values and counts, then add the prompts to their sums."""
         name = self._cluster_of(reply)
         parts = self.reply_values(reply, server_round)
-        figures = training_figures(f"client {reply.partition_id}", reply.info)
+        figures = training_figures(
+            f"client {reply.partition_id}",
+            reply.info,
+            may_withhold=self.config.privacy.name == "sample",
+        )
         weight = self.weight_of(reply, figures["num_examples"])
         if self._fair is not None:
             sums = sum(self.balance.checked(reply).values(), GroupSums())

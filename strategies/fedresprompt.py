@@ -125,7 +125,6 @@ class FedResPrompt(RoundStrategy):
             private = self.method.mode == "label_private"
             yield from chain.average(replies, label_private=private)
             return
-        before = (self.controller, dict(self._moments))
         asked = list(self._left_to_train)
         optimizer, values = self._stepping(rate)
 
@@ -135,7 +134,6 @@ class FedResPrompt(RoundStrategy):
 
         done = chain.synchronise(replies, self.controller.size, step, self._enough)
         if done is None:
-            self.controller, self._moments = before
             why = "the round's steps are undone, since too few clients were left"
             yield from (ClientReply(p, {}, {}, f"client {p}: {why}") for p in asked)
             return

@@ -9,7 +9,9 @@ _COUNTS = ("num-examples", "steps", "tokens")
 _FIGURES = (*_COUNTS, "loss", "cpu-seconds")
 
 
-def training_figures(client: str, info: Mapping[str, Any]) -> dict[str, Any]:
+def training_figures(
+    client: str, info: Mapping[str, Any], *, may_withhold: bool = False
+) -> dict[str, Any]:
     """A client's counts, mean loss and CPU seconds, each checked before anything of the answer counts.
 
     An answer that says ``withheld`` has only the numbers of its examples and steps: the rest would tell of single rows.
@@ -17,6 +19,7 @@ def training_figures(client: str, info: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         client: Who, for the message.
         info: Its answer.
+        may_withhold: Whether single rows are private in this run, so that an answer may say ``withheld``.
 
     Returns:
         The figures with underscores in their names.
@@ -24,7 +27,7 @@ def training_figures(client: str, info: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         WireError: A number is absent, not finite, or too large to be true.
     """
-    told = _COUNTS[:2] if info.get("withheld") is True else _FIGURES
+    told = _COUNTS[:2] if may_withhold and info.get("withheld") is True else _FIGURES
     names = (*told, *(("queries",) if "queries" in info else ()))
     return {
         name.replace("-", "_"): checked_number(

@@ -65,7 +65,13 @@ def restored(
         update.check(shapes[name], f"{who}, layer {name}")
     rows = _parted(saved.arrays[f"{CHOSEN}/rows"], saved.state[CHOSEN], who)
     scales = _parted(saved.arrays[f"{CHOSEN}/scales"], saved.state[CHOSEN], who)
-    return changed, {name: Rows(rows[name], scales[name]) for name in rows}
+    chosen = {name: Rows(rows[name], scales[name]) for name in rows}
+    for name, found in chosen.items():
+        if (found.indices >= shapes[name][0]).any():
+            raise ShapeError(
+                f"{who}, layer {name}: expected rows below {shapes[name][0]}, got {found.indices[-1]}"
+            )
+    return changed, chosen
 
 
 def _joined(pieces: list[np.ndarray], dtype: type[np.generic]) -> np.ndarray:

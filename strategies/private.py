@@ -23,10 +23,11 @@ from fedllm_flwr.settings.privacy import (
     SamplePrivacy,
 )
 from strategies.exchange import ClientReply
+from strategies.figures import training_figures
 from strategies.ledger import Ledger
 from strategies.method import FederatedMethod
 from strategies.observer import Observer
-from strategies.row_ledger import RowLedger
+from strategies.row_ledger import RowLedger, noised_steps
 from strategies.sampling import draw_cohort, draw_poisson_cohort
 
 NO_FIGURES = {"num-examples": 1, "steps": 0, "tokens": 0, "loss": 0.0, "cpu-seconds": 0.0}
@@ -223,7 +224,19 @@ class RowNoise(Unprotected):
         self._ledger.ask(server_round, partition_ids)
 
     def add(self, method: FederatedMethod, reply: ClientReply, server_round: int) -> dict[str, Any]:
-        """Check a reply and add it; remember how many rows its client has."""
+        """Check a reply and add it; remember how many rows its client has.
+
+        Raises:
+            WireError: Also if the client has taken other steps than the account holds.
+        """
+        told = training_figures(f"client {reply.partition_id}", reply.info, may_withhold=True)
+        if told["num_examples"] > 0:  # the method refuses others
+            _, steps = noised_steps(self._config.client, told["num_examples"])
+            if told["steps"] != steps:
+                raise WireError(
+                    f"client {reply.partition_id}: expected {steps} noised steps over {told['num_examples']} rows, "
+                    f"got {told['steps']}"
+                )
         record = super().add(method, reply, server_round)
         self._rows[reply.partition_id] = record["num_examples"]
         return record
@@ -256,11 +269,11 @@ def privacy_notes(config: RunConfig) -> list[str]:
         return []
     found = []
     if isinstance(privacy, SamplePrivacy):
-        return [
+        found.append(
             "privacy=sample: ε is of single rows in what clients send for training; their numbers of rows and their "
             "evaluations are sent without noise"
-        ]
-    if privacy.delta >= 1 / clients:
+        )
+    elif privacy.delta >= 1 / clients:
         found.append(
             f"privacy.delta={privacy.delta:g} and partition.num_clients={clients}: a mechanism that publishes one "
             f"client whole would pass; use less than {1 / clients:.3g}"
@@ -278,5 +291,10 @@ def privacy_notes(config: RunConfig) -> list[str]:
     if isinstance(privacy, LocalPrivacy):
         found.append(
             "privacy=local: ε is of the updates; clients' losses, counts and evaluations are sent without noise"
+        )
+    if config.baselines.local_only or config.baselines.centralised:
+        found.append(
+            f"baselines.local_only, baselines.centralised and privacy={privacy.name}: these train and send without "
+            "noise, and ε is not of what they send"
         )
     return found

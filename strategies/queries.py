@@ -56,8 +56,9 @@ class Served:
 
 @dataclass
 class _Waiting:
-    """Deferred queries of the clients, by client: places and texts, then answers."""
+    """By client: how many queries it has, places and texts of the deferred ones, then answers."""
 
+    queries: dict[int, int] = field(default_factory=dict)
     texts: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
     answers: dict[int, list[tuple[int, str | None]]] = field(default_factory=dict)
 
@@ -98,10 +99,9 @@ class FederatedQueries(ClientTier):
         """Odd rounds ask for pending queries; even rounds return answers, to each client its own and no other's."""
         if server_round % 2:
             self._waiting = _Waiting()
-            clients = range(self.config.partition.num_clients)
             # JSON has no infinity; agreement is at most 1, so 2 defers all as well
             body = {"theta": min(self.theta, 2.0)}
-            self._sent = self._messages(records.PENDING, server_round, clients, body)
+            self._sent = self._messages(records.PENDING, server_round, self.clients, body)
         else:
             self._sent = [
                 message
@@ -133,7 +133,7 @@ class FederatedQueries(ClientTier):
                 self.account.failure(server_round, reply.partition_id, str(error))
                 continue
             good += 1
-        self._enough(good, self.config.partition.num_clients, "queries")
+        self._enough(good, len(self.clients), "queries")
         if server_round % 2:
             self._answer()
             return None
@@ -164,9 +164,12 @@ class FederatedQueries(ClientTier):
             checked_number(who, reply.info, name, whole=True)
             for name in ("queries", "input-tokens", "output-tokens")
         ]
+        if min(numbers) < 0:
+            raise WireError(f"{who}: expected counts >= 0, got {numbers}")
         deferred = reply.info.get("deferred")
         texts = checked_texts(who, deferred, numbers[0])
         self._waiting.texts[reply.partition_id] = texts
+        self._waiting.queries[reply.partition_id] = numbers[0]
         self.served.input_tokens += numbers[1]
         self.served.output_tokens += numbers[2]
         self.served.text_bytes += sum(len(text.encode()) for _, text in texts)
@@ -198,10 +201,16 @@ class FederatedQueries(ClientTier):
             for name in names
         )
         wanted = len(self._waiting.answers.get(reply.partition_id, []))
-        if deferred != wanted or not deferred_correct <= deferred <= queries or correct > queries:
+        asked = self._waiting.queries.get(reply.partition_id, 0)
+        own_correct = correct - deferred_correct
+        if (
+            (queries, deferred) != (asked, wanted)
+            or deferred_correct > deferred
+            or not 0 <= own_correct <= queries - deferred
+        ):
             raise WireError(
-                f"client {reply.partition_id}: expected counts of {wanted} deferred queries, got {deferred} of "
-                f"{queries}, {correct} right and {deferred_correct} of the deferred"
+                f"client {reply.partition_id}: expected counts of {wanted} deferred of {asked} queries, got "
+                f"{deferred} of {queries}, {correct} right and {deferred_correct} of the deferred"
             )
         self.served.queries += queries
         self.served.deferred += deferred
@@ -214,7 +223,7 @@ def checked_texts(who: str, deferred: Any, queries: int) -> list[tuple[int, str]
     """Places and texts of deferred queries.
 
     Raises:
-        WireError: It is something else, a place is given twice or out of range, or a text is too long.
+        WireError: It is something else, a place is given twice or out of range, or a text is too long or no text.
     """
     if not isinstance(deferred, list):
         raise WireError(f"{who}: deferred: expected a list, got {deferred!r:.60}")
@@ -224,6 +233,8 @@ def checked_texts(who: str, deferred: Any, queries: int) -> list[tuple[int, str]
         place, text = entry if good else (None, None)
         if type(place) is not int or not isinstance(text, str) or not 0 <= place < queries:
             raise WireError(f"{who}: deferred: expected places and texts, got {entry!r:.60}")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise WireError(f"{who}: deferred: expected Unicode text, got half of a surrogate pair")
         if place in found or len(text) > LONGEST_TEXT:
             raise WireError(
                 f"{who}: deferred: expected each place once and at most {LONGEST_TEXT} characters, got place {place} "

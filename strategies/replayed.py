@@ -4,8 +4,8 @@ How long each update was, and what it weighed, is in the run's records, where a 
 themselves are not needed.
 
 Source:
-    Liu, Ma, Yang, Wang, Liu 2021, FedEraser; see :func:`fedllm_flwr.unlearning.removal.replay`, whose step this is, one
-    round at a time and over messages.
+    Liu, Ma, Yang, Wang, Liu 2021, FedEraser: its calibration and its update. Differs in that the first round is
+    calibrated like the others, and not taken over as it was.
 """
 
 from collections.abc import Sequence

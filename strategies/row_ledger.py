@@ -18,6 +18,9 @@ from fedllm_flwr.settings.privacy import SamplePrivacy
 from strategies.ledger import KIND
 from strategies.observer import Observer
 
+EXACT_STEPS = 1_000_000
+"""Steps up to which an account is computed to the grid: a client says itself how many rows it has, and a made-up number
+must not keep the server busy."""
 EXACT_CLIENTS = 16
 """Clients with different accounts up to which each is computed to the grid; above it Rényi divergences bound them."""
 
@@ -63,20 +66,25 @@ class RowLedger:
             self._asked.update(record["clients"])
 
     def epsilon(self, further_rounds: int = 0) -> float | None:
-        """The largest ε over the clients whose rows are known; None before any is.
+        """The largest ε over all clients; None before any has said how many rows it has.
+
+        A client that was asked and has never said it, since its answers were lost, counts as each of those that have.
 
         Args:
             further_rounds: Rounds to come in which every client takes part.
         """
+        known = {p: noised_steps(self._client, rows) for p, rows in self._rows.items()}
+        others = set(known.values())
         accounts = {
             (rate, steps * (self._asked[p] + further_rounds))
-            for p, rows in self._rows.items()
-            for rate, steps in [noised_steps(self._client, rows)]
+            for p in known.keys() | self._asked.keys()
+            for rate, steps in ([known[p]] if p in known else others)
         }
         accounts = {(rate, steps) for rate, steps in accounts if steps}
         if not accounts:
             return None
-        of = _exact if len(accounts) <= EXACT_CLIENTS else _bound
+        longest = max(steps for _, steps in accounts)
+        of = _exact if len(accounts) <= EXACT_CLIENTS and longest <= EXACT_STEPS else _bound
         sigma, delta = self._privacy.noise_multiplier, self._privacy.delta
         return max(of(sigma, steps, delta, rate) for rate, steps in accounts)
 

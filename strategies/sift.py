@@ -19,7 +19,7 @@ import numpy as np
 from fedllm_flwr import records
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import WireError
-from fedllm_flwr.settings.unlearning import run_signs
+from fedllm_flwr.settings.unlearning import SERVED, run_signs
 from fedllm_flwr.unlearning.exact_merge import ExactSum
 from fedllm_flwr.unlearning.signs import mask_of, pack_mask, served, unpack_mask
 from strategies.exchange import ClientReply
@@ -27,7 +27,6 @@ from strategies.method import FederatedMethod
 from strategies.private import NO_FIGURES, Unprotected
 
 MASK = "mask/"
-SERVED = "served/"
 START = "start"
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from fedllm_flwr import actions
 from fedllm_flwr.compose import compose_run
-from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.errors import ConfigError, RunStoppedError
 from fedllm_flwr.runs.directory import RunDirectory
+from fedllm_flwr.tiers import Tier
 
 Fixture = Callable[..., Any]
 TIERS = (
@@ -49,6 +50,32 @@ def test_a_chain_leaves_a_recording_whose_replay_prints_the_same(
     assert found["total"] == 20
     with pytest.raises(ConfigError, match=r"holds answers already; replay=.*answers\.jsonl"):
         act("action=cascade", *SMALL, f"out_dir={tmp_path / 'c'}")
+
+
+def test_a_chain_that_stops_half_way_can_be_asked_again(
+    act: Fixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An endpoint that fails at the last tier leaves no half recording that a second try would trip over."""
+    asked = Tier.ask
+
+    def failing(tier: Tier, *words: Any) -> Any:
+        if tier.config.name == "large":
+            raise RunStoppedError("endpoint far: expected an answer, got status 503")
+        return asked(tier, *words)
+
+    words = (
+        "action=cascade",
+        *SMALL,
+        "cascade.thetas=[1]",
+        "format=json",
+        f"out_dir={tmp_path / 'c'}",
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(Tier, "ask", failing)
+        with pytest.raises(RunStoppedError, match="status 503"):
+            act(*words)
+    assert list((tmp_path / "c").iterdir()) == []
+    assert json.loads(act(*words))
 
 
 def test_given_thresholds_need_no_validation_rows(act: Fixture, tmp_path: Path) -> None:

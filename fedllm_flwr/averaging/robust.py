@@ -92,9 +92,9 @@ def krum_scores(updates: np.ndarray, num_attackers: int) -> np.ndarray:
         raise ConfigError(
             f"krum: expected at least 2 · attackers + 3 = {2 * num_attackers + 3} updates, got {len(checked)}"
         )
-    centred = checked - checked.mean(
-        axis=0
-    )  # distances are small beside the values that updates share
+    # Distances are small beside the values that updates share. A mean would be moved by one liar, and its rounding then
+    # hide another's distance.
+    centred = checked - coordinate_median(checked)
     norms = np.einsum("cn,cn->c", centred, centred)
     distances = np.maximum(norms[:, None] + norms[None, :] - 2 * centred @ centred.T, 0.0)
     np.fill_diagonal(distances, np.inf)

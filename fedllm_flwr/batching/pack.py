@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.seeding import numpy_generator
 
-_ANSWER = re.compile(r"(\d+)[.)]\s+(\S.*)")
-_NUMBERED = re.compile(r"\s*\d+[.)]")
+_ANSWER = re.compile(r"(\d{1,9})[.)](?:\s+(.*))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,8 @@ def unpack(packed: Pack, answer: str) -> Unpacked:
 
     Strict: each answer is one line, and numbers run upwards. If a number comes twice, out of order or beyond the last
     item, nothing says whose the lines are and every item has failed. An item has failed by itself if its number is
-    missing, or if its answer goes on in a further line.
+    missing or stands alone, or if its answer goes on in a further line: one that does not begin with a number, a dot or
+    bracket, and a space.
 
     Args:
         packed: What was asked.
@@ -104,14 +104,14 @@ def unpack(packed: Pack, answer: str) -> Unpacked:
             continue
         match = _ANSWER.fullmatch(line.strip())
         if match is None:
-            if _NUMBERED.match(line) is None:
-                broken.add(last)  # a line of its own before the first number harms nothing
+            broken.add(last)  # a line of its own before the first number harms nothing
             continue
         position = int(match[1]) - 1
         if position <= last or position > everyone[-1]:
             return Unpacked({}, everyone)
         last = position
-        found[position] = match[2].strip()
+        if match[2]:
+            found[position] = match[2]
     kept = {position: text for position, text in found.items() if position not in broken}
     return Unpacked(kept, tuple(k for k in everyone if k not in kept))
 

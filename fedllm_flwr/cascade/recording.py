@@ -17,6 +17,8 @@ from fedllm_flwr.errors import DataError
 
 FIELDS = ("query", "tier", "member", "answer", "correct", "input_tokens", "output_tokens")
 OPTIONAL = ("score", "seconds")
+MOST_TOKENS = 2**32
+"""Of one answer: sums over a file stay exact in 64 bits."""
 
 Fields = Mapping[str, Any]
 
@@ -115,14 +117,19 @@ class _MalformedError(Exception):
 def _name(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise _MalformedError("a name (text or an integer)")
+    if any("\ud800" <= character <= "\udfff" for character in str(value)):
+        raise _MalformedError("a name without half of a surrogate pair")
     return str(value).strip()
 
 
 def _text(value: Any) -> str | None:
     if isinstance(value, bool):
         return str(value).lower()
-    if value is None or isinstance(value, str | int | float):
+    if value is None or isinstance(value, str | int):
         return normalised(None if value is None else str(value))
+    if isinstance(value, float) and math.isfinite(value):
+        # 18 and 18.0 are one number in JSON
+        return str(int(value)) if value.is_integer() else str(value)
     raise _MalformedError("an answer (text, a number, true, false or null)")
 
 
@@ -133,8 +140,14 @@ def _truth(value: Any) -> bool:
 
 
 def _count(value: Any) -> int:
+    if (
+        isinstance(value, float) and value.is_integer()
+    ):  # as tables write a column that has gaps elsewhere
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise _MalformedError("an integer >= 0")
+    if value > MOST_TOKENS:
+        raise _MalformedError(f"at most {MOST_TOKENS} tokens")
     return value
 
 

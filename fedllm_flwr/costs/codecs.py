@@ -64,14 +64,14 @@ def lora_matrices(layers: Iterable[tuple[int, int]], rank: int) -> list[tuple[in
 
 
 def grass_matrices(layers: Iterable[tuple[int, int]], rows: int) -> list[tuple[int, int]]:
-    """The rows that GRASS changes: r of the smaller side of each layer, whole.
+    """The rows that clients of ``method=fedgrass`` send: the weights of r outputs of each layer, whole.
 
     Args:
         layers: Inputs i and outputs o of each layer.
         rows: r; a layer with fewer sends all that it has.
 
     Source:
-        Muhamed et al. 2024 (GRASS, arXiv 2406.17660): r n values of a matrix [m, n] with m <= n. Which rows they are is
-        known to both sides where clients share the choice, and is not in it.
+        Muhamed et al. 2024 (GRASS, arXiv 2406.17660). Departure: the paper takes rows of the smaller side. Which rows
+        they are travels in a message's body, and is not in it.
     """
-    return [(min(rows, *layer), max(layer)) for layer in layers]
+    return [(min(rows, outputs), inputs) for inputs, outputs in layers]

@@ -13,11 +13,13 @@ from fedllm_flwr.compose import Composed, compose_run
 from fedllm_flwr.core import default_out_dir
 from fedllm_flwr.deploying.keys import ServerFiles
 from fedllm_flwr.deploying.network import (
+    HOST,
     LocalNetwork,
     NodeFacts,
     connection_text,
     register_command,
     shown,
+    superexec_command,
     superlink_command,
     supernode_command,
 )
@@ -27,7 +29,8 @@ from fedllm_flwr.launch import CONNECTION, SuperLink
 from fedllm_flwr.project import find_project
 
 REAL_HOST = "superlink.example.org"
-REAL_PORT = 8443
+PROXY_PORT, LINK_PORT = 8443, 8000
+"""What nodes reach, a proxy for their API alone, and what only the SuperLink's machine reaches."""
 ALIVE_SECONDS = 0.5
 NETWORK_SETS = (
     "runtime",
@@ -86,22 +89,26 @@ def real_commands(nodes: int) -> list[str]:
         nodes: SuperNodes of the federation.
 
     Returns:
-        Lines of a shell script; every path and host is an example.
+        Lines of a shell script as docs/deployment.md explains them; every path and host is an example. The SuperLink
+        listens on loopback, since its control port has no authentication: whoever reaches it runs code on every node.
     """
-    address = f"{REAL_HOST}:{REAL_PORT}"
+    link, proxy = f"{HOST}:{LINK_PORT}", f"{REAL_HOST}:{PROXY_PORT}"
     files = ServerFiles(Path("ca.crt"), Path("server.pem"), Path("server.key"))
-    facts = NodeFacts(0, nodes, data_path="/srv/fedllm/data.jsonl", state_path="/srv/fedllm/state")
-    connection = connection_text(address, Path("/etc/fedllm/ca.crt")).rstrip().splitlines()
+    facts = NodeFacts(0, nodes, data_path="/srv/fedllm/data.csv", state_path="/srv/fedllm/state")
+    connection = connection_text(link, Path("/etc/fedllm/ca.crt")).rstrip().splitlines()
+    superlink = superlink_command(files, HOST, LINK_PORT, Path("state.db"))
     return [
         "# each site makes its own key and sends node.pub to the operator of the SuperLink",
         'ssh-keygen -t ecdsa -b 384 -N "" -f node',
-        "# at the SuperLink; its certificate must be for its host name, and no stranger may reach this port",
-        shown(superlink_command(files, "0.0.0.0", REAL_PORT, Path("state.db"))),  # noqa: S104
-        "# where runs are submitted: ~/.flwr/config.toml holds",
+        "# at the SuperLink, on loopback alone: whoever reaches this port can run code on every node",
+        shown([*superlink, "--isolation", "process"]),
+        shown(superexec_command(files.authority, link)),
+        f"# a proxy at {proxy} lets nodes reach /v1/fleet/ and nothing else: see docs/deployment.md",
+        "# where runs are submitted, on the SuperLink's machine or through an SSH tunnel: ~/.flwr/config.toml holds",
         *(f"#   {line}" for line in connection if line),
         shown(register_command(Path("node.pub"), "site-0")),
         "# at each site, with its own place of 0 to " + str(nodes - 1),
-        shown(supernode_command(files.authority, Path("node"), address, 9094, facts)),
+        shown(supernode_command(files.authority, Path("node"), proxy, 9094, facts)),
         "# then",
         f"fedllm experiment=NAME runtime=deployment runtime.connection={CONNECTION} runtime.num_nodes={nodes}",
     ]

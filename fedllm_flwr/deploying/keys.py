@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 VALID_DAYS = 30
-_EARLIER = datetime.timedelta(hours=1)  # clocks differ
+_HOUR = datetime.timedelta(hours=1)  # clocks differ, and runs last
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ServerFiles:
 
 
 def make_server_files(folder: Path, hosts: Sequence[str]) -> ServerFiles:
-    """Make an authority and a server certificate that it signed, unless the folder has them.
+    """Make an authority and a server certificate that it signed, unless the folder has some that are still valid.
 
     Args:
         folder: Where to write; created if absent. Private keys are for the owner alone (mode 0600).
@@ -40,7 +40,9 @@ def make_server_files(folder: Path, hosts: Sequence[str]) -> ServerFiles:
         The files. The authority's own key is not kept: to add a server, make a new authority.
     """
     files = ServerFiles(folder / "ca.crt", folder / "server.pem", folder / "server.key")
-    if all(path.exists() for path in (files.authority, files.certificate, files.key)):
+    if all(path.exists() for path in (files.authority, files.certificate, files.key)) and _is_valid(
+        files.certificate
+    ):
         return files
     folder.mkdir(parents=True, exist_ok=True)
     authority_key = ec.generate_private_key(ec.SECP384R1())
@@ -106,9 +108,15 @@ def _certificate(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _EARLIER)
+        .not_valid_before(now - _HOUR)
         .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
     )
+
+
+def _is_valid(certificate: Path) -> bool:
+    """Whether a certificate will not run out within the next hour."""
+    found = x509.load_pem_x509_certificate(certificate.read_bytes())
+    return found.not_valid_after_utc > datetime.datetime.now(datetime.UTC) + _HOUR
 
 
 def _name(common: str) -> x509.Name:

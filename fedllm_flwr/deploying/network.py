@@ -47,6 +47,13 @@ def superlink_command(files: ServerFiles, host: str, port: int, database: Path) 
     ]  # fmt: skip
 
 
+def superexec_command(authority: Path, superlink: str) -> list[str]:
+    """``flower-superexec``: starts the ServerApps of a SuperLink that does not (``--isolation process``)."""
+    return [
+        "flower-superexec", "--root-certificates", str(authority), "--runtime-api-address", superlink,
+    ]  # fmt: skip
+
+
 def register_command(public_key: Path, name: str) -> list[str]:
     """``flwr supernode register``: from now on this key's owner may join."""
     return ["flwr", "supernode", "register", str(public_key), CONNECTION, "--name", name]
@@ -78,7 +85,8 @@ class LocalNetwork:
     Args:
         folder: Where keys, logs, the database and Flower's home are; an existing one is used again.
         num_nodes: SuperNodes, at least 1.
-        data_path: The nodes' data file; ``{node}`` stands for a node's place. Empty for tasks that need none.
+        data_path: The nodes' data file, absolute or from the working directory; ``{node}`` stands for a node's place.
+            Empty for tasks that need none.
         model_path: The same for a model folder.
 
     Raises:
@@ -90,21 +98,27 @@ class LocalNetwork:
     data_path: str = ""
     model_path: str = ""
     port: int = field(default_factory=lambda: free_port())
-    nodes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the number of nodes and find where everything is."""
         if self.num_nodes < 1:
             raise ConfigError(f"nodes: expected >= 1, got {self.num_nodes}")
         self.folder = self.folder.absolute()
+        for name in ("data_path", "model_path"):  # a node does not run where the path was typed
+            if path := getattr(self, name):
+                setattr(self, name, os.path.abspath(path))
         self.home = self.folder / "flwr"
         self.address = f"{HOST}:{self.port}"
         self.files = ServerFiles(*(self.folder / name for name in ("ca.crt", "server.pem", "server.key")))  # fmt: skip
 
     def facts(self, place: int) -> NodeFacts:
         """What the node of a place knows."""
-        paths = (self.data_path.format(node=place), self.model_path.format(node=place))
-        return NodeFacts(place, self.num_nodes, *paths, str(self.folder / "state" / str(place)))
+        data, model = (
+            path.replace("{node}", str(place)) for path in (self.data_path, self.model_path)
+        )
+        return NodeFacts(
+            place, self.num_nodes, data, model, str(self.folder / "state" / str(place))
+        )
 
     def commands(self) -> list[list[str]]:
         """Every command that :meth:`running` runs, in order."""
@@ -137,17 +151,11 @@ class LocalNetwork:
             for place in self.places():
                 make_node_key(self._key(place))
                 self.register(self._key(place, ".pub"), f"node-{place}")
-                self.nodes[place] = self._start(self._node_command(place), f"node-{place}", started)
+                self._start(self._node_command(place), f"node-{place}", started)
             yield SuperLink(self.home, self._log("superlink"), self.environment(), process)
         finally:
-            for process in [*self.nodes.values(), *reversed(started)]:
+            for process in reversed(started):
                 stop_tree(process)
-            self.nodes.clear()
-
-    def start_node(self, place: int) -> None:
-        """Start a node again that has ended."""
-        started: list[subprocess.Popen[bytes]] = []
-        self.nodes[place] = self._start(self._node_command(place), f"node-{place}", started)
 
     def register(self, public_key: Path, name: str) -> None:
         """Let a key's owner join; a key that is registered already stays so.

@@ -53,6 +53,7 @@ __pycache__/
 *.crt
 *.key
 *.pem
+/node
 """
 
 EXPERIMENT = Template("""\

@@ -1,5 +1,6 @@
 """The certificate of a removal, and its entry in the deletion log, in the new run directory."""
 
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from typing import Any
 
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.costs import model_shape
-from fedllm_flwr.forgetting.prepare import UNLEARNED
+from fedllm_flwr.forgetting.prepare import KEPT, UNLEARNED
 from fedllm_flwr.forgetting.remembers import memories
 from fedllm_flwr.forgetting.request import Request
 from fedllm_flwr.models.shapes import model_config
@@ -23,15 +24,20 @@ DELETIONS = "deletions.jsonl"
 NO_LEDGER = "no updates were kept"
 
 
-def certify(request: Request, run: RunDirectory) -> Certificate:
-    """Write ``certificate.json`` and ``certificate.md``; a second call finds the log's entry and writes the same.
+def certify(request: Request, run: RunDirectory) -> None:
+    """Write ``certificate.json`` and ``certificate.md``, which may be handed out and are not written a second time.
+
+    Only one without a signed entry is written anew, once there is a key to sign with.
 
     Args:
         request: What was done.
         run: The finished new run.
     """
+    path = run.path / f"{CERTIFICATE}.json"
+    if path.exists() and (_is_logged(path) or not os.environ.get(KEY_VARIABLE)):
+        return
     config = request.new_config()
-    remembered = memories(request, config)
+    remembered = memories(request, config, int(run.manifest[UNLEARNED][KEPT]))
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     certificate = Certificate(
         run=request.source.path.name,
@@ -47,18 +53,21 @@ def certify(request: Request, run: RunDirectory) -> Certificate:
         model_sha256=str(run.summary()["adapter_sha256"]),
         purged=remembered.purged,
         retained=remembered.retained,
-        retention=request.ledger.retention if request.ledger else NO_LEDGER,
+        retention=config.unlearning.retention or NO_LEDGER,
         log_head=_log(request, run, now),
     )
-    write_json(run.path / f"{CERTIFICATE}.json", as_dict(certificate))
     write_text(run.path / f"{CERTIFICATE}.md", to_markdown(certificate) + "\n")
-    return certificate
+    write_json(path, as_dict(certificate))
+
+
+def _is_logged(certificate: Path) -> bool:
+    return "log_head" in json.loads(certificate.read_bytes())
 
 
 def removal_cost(request: Request, run: RunDirectory) -> Cost:
     """What was computed for the removal: preparing it, and the rounds that were run again."""
-    work = [r for r in run.records("client") if _was_repeated(request, r)]
     prepared = run.manifest[UNLEARNED]
+    work = [r for r in run.records("client") if _was_repeated(request, r, int(prepared[KEPT]))]
     work.append(
         {"cpu_seconds": prepared["prepare_cpu_seconds"], "tokens": prepared["prepare_tokens"]}
     )
@@ -71,15 +80,13 @@ def retraining_cost(request: Request) -> Cost:
     return _cost(request.config, work)
 
 
-def _was_repeated(request: Request, record: Mapping[str, Any]) -> bool:
+def _was_repeated(request: Request, record: Mapping[str, Any], kept: int) -> bool:
     """Whether a client's training in the new run was done for the removal, or taken over from the old one."""
-    if request.method in ("rewind", "replay"):
-        return int(record["round"]) >= request.first_round
     if request.method == "shards":
         shards, seed = request.config.unlearning.shards, request.config.seed
         own = shard_of(request.client, shards, seed)
         return shard_of(int(record["partition_id"]), shards, seed) == own
-    return True
+    return int(record["round"]) > kept
 
 
 def _cost(config: RunConfig, work: list[dict[str, Any]]) -> Cost:

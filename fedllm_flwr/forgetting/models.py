@@ -32,6 +32,9 @@ def scrubbed(state: Any, client: int) -> dict[str, Any]:
         clean["trained"] = [p for p in clean["trained"] if p != client]
     if "clusters" in clean:
         clean["clusters"] = {p: name for p, name in clean["clusters"].items() if p != str(client)}
+    if "balance" in clean:
+        counts = {p: rows for p, rows in clean["balance"]["counts"].items() if p != str(client)}
+        clean["balance"] = {**clean["balance"], "counts": counts}
     return clean
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import ConfigError
-from fedllm_flwr.forgetting.models import exactly_merged, merged, scrubbed
+from fedllm_flwr.forgetting.models import exactly_merged, merged
 from fedllm_flwr.forgetting.request import Request
 from fedllm_flwr.journal import LEDGER
 from fedllm_flwr.runs import checkpoints
@@ -30,6 +30,9 @@ from strategies.replayed import KIND
 
 UNLEARNED = "unlearned"
 """Key of the manifest: which client was taken out of which run, how, and what preparing took."""
+
+KEPT = "kept_rounds"
+"""Key below it: the last round whose checkpoints and records were taken over; -1 where none were."""
 
 DROPPED_KINDS = ("baseline", "tuning", "event", "failure", "started", KIND)
 """Records that are not taken over: they are of all clients, of the old process, or measured again."""
@@ -54,9 +57,9 @@ def prepare(request: Request, out_dir: Path) -> RunDirectory:
     began = time.process_time()
     try:
         temporary.mkdir(parents=True)
-        tokens = _fill(request, temporary)
+        kept, tokens = _fill(request, temporary)
         spent = time.process_time() - began
-        work = {"prepare_cpu_seconds": spent, "prepare_tokens": tokens}
+        work = {KEPT: kept, "prepare_cpu_seconds": spent, "prepare_tokens": tokens}
         RunDirectory.create(temporary, _manifest(request, config, work))
         _note(RunDirectory.open(temporary), request)
         os.rename(temporary, out_dir)
@@ -79,8 +82,12 @@ def _found(request: Request, config: RunConfig, out_dir: Path) -> RunDirectory:
     return found
 
 
-def _fill(request: Request, folder: Path) -> int:
-    """Checkpoints, ledger and records that the client has not touched; returns the tokens that were trained on."""
+def _fill(request: Request, folder: Path) -> tuple[int, int]:
+    """Checkpoints, ledger and records that the client has not touched.
+
+    Returns:
+        The round up to which they are taken over, -1 for none, and the tokens that were trained on.
+    """
     begin, tokens = -1, 0
     if request.method in ("rewind", "replay"):
         begin = _untouched(request)
@@ -103,20 +110,22 @@ def _fill(request: Request, folder: Path) -> int:
     elif request.method == "shards":
         _copy_shards(request, folder)
     _copy_records(request, folder, begin)
-    return tokens
+    return begin, tokens
 
 
 def _untouched(request: Request) -> int:
-    """The newest whole checkpoint before the client's first round."""
+    """The newest whole checkpoint before the first round that the client was drawn for.
+
+    Its reply may have been dropped there, but in its presence others may have trained in another pass.
+    """
     folder = request.source.checkpoints
     whole = [r for r in checkpoints.saved_rounds(folder) if checkpoints.at(folder, r) is not None]
-    found = rewind(
-        request.client,
-        participation=request.participation,
-        checkpoints=whole,
-        num_rounds=request.config.num_rounds,
-    )
-    return found.checkpoint
+    drawn = [
+        int(record["round"])
+        for record in request.source.records("round")
+        if request.client in record.get("cohort", ())
+    ]
+    return rewind([*request.participation[request.client], *drawn], whole)
 
 
 def _copy_checkpoints(request: Request, folder: Path, last: int) -> None:
@@ -128,7 +137,7 @@ def _copy_checkpoints(request: Request, folder: Path, last: int) -> None:
                 folder / "checkpoints",
                 server_round,
                 saved.arrays,
-                scrubbed(saved.state, request.client),
+                saved.state,
                 keep=request.config.num_rounds + 1,
             )
 

@@ -26,12 +26,13 @@ class Memories:
     retained: tuple[Retained, ...]
 
 
-def memories(request: Request, config: RunConfig) -> Memories:
+def memories(request: Request, config: RunConfig, kept_rounds: int) -> Memories:
     """Go through everything that a run leaves.
 
     Args:
         request: The removal.
         config: Of the new run.
+        kept_rounds: The last round whose records were taken over; -1 where none were.
     """
     client = request.client
     purged = [
@@ -59,15 +60,15 @@ def memories(request: Request, config: RunConfig) -> Memories:
     ]
     if isinstance(config.method, FedPromptConfig):
         purged.append("its place in the checkpoints' lists of clients that have trained")
-    if request.ledger is not None:
+    if config.unlearning.keeps_ledger:
         purged.append("its updates in the ledger")
     if config.strategy.name == SIFT_MERGE:
         purged.append("its mask and the digest of its update")
     _add_server_state(request, config, purged, retained)
-    if request.method in ("rewind", "replay") and request.first_round > 1:
+    if kept_rounds >= 0:
         retained.append(
             Retained(
-                f"figures of the rounds up to {request.first_round - 1}",
+                f"figures of the rounds up to {kept_rounds}",
                 "they were measured with the client's held-out rows, and nothing was trained on them",
             )
         )
@@ -85,6 +86,7 @@ def _add_server_state(
     if config.strategy.server_optimizer != "fedavg":
         purged.append("moments of the server optimizer")
     if config.fairness.name != "none":
+        purged.append("its rows by group")
         name = f"multipliers of fairness={config.fairness.name}"
         if request.method == "merge":
             retained.append(Retained(name, "no round is run again, and they moved with the client"))

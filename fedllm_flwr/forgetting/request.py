@@ -159,7 +159,7 @@ def _check_method(
     ):
         raise ConfigError(
             f"action=unlearn method={method}: {source.path} was itself made by {unlearning.removal}, "
-            f"{unlearning.exactness}, so its checkpoints still hold client {unlearning.removed[-1]}; use method=retrain"
+            f"{unlearning.exactness}, so its checkpoints still hold who was removed then; use method=retrain"
         )
 
 

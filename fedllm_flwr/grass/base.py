@@ -136,6 +136,8 @@ class BaseOptimizer:
             self._moments = [torch.zeros_like(gradient), torch.zeros_like(gradient)]
             self._count = torch.zeros((), device=gradient.device)
         first, second = self._moments
+        # the kernel walks through memory, whatever the strides: a transposed weight would get others' steps
+        fits = values.is_contiguous() and gradient.is_contiguous()
         adamw(
             [values],
             [gradient],
@@ -144,7 +146,7 @@ class BaseOptimizer:
             [],
             [self._count],
             foreach=False,
-            fused=gradient.device.type in FUSED_DEVICES,
+            fused=fits and gradient.device.type in FUSED_DEVICES,
             amsgrad=False,
             beta1=self._rule.beta1,
             beta2=self._rule.beta2,
@@ -171,10 +173,6 @@ class BaseOptimizer:
 
 class MatrixOptimizer(Protocol):
     """Trains one weight matrix [o, i] in place from the factors of its gradient."""
-
-    @property
-    def norms_squared(self) -> np.ndarray:
-        """Sums over refresh steps of the rows' squared gradient norms, [m]; empty where none are taken."""
 
     def add(self, slope: Tensor, inputs: Tensor) -> None:
         """Take the factors dL/dy [N, o] and x [N, i] of a micro-batch, whose gradient is added to the step's."""

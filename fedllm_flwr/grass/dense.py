@@ -20,7 +20,6 @@ class DenseMatrix:
         self._rule = base
         self._base = BaseOptimizer(base)
         self._gradient: Tensor | None = None
-        self.norms_squared = np.zeros(0)
 
     def add(self, slope: Tensor, inputs: Tensor) -> None:
         """Add the gradient of a micro-batch."""

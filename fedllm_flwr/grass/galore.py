@@ -68,7 +68,6 @@ class GaloreMatrix:
         self._base = BaseOptimizer(base, settings.scale)
         self._gradient: Tensor | None = None
         self._steps = 0
-        self.norms_squared = np.zeros(0)
         check_rank(settings.rank, len(self._weight), f"GaLore, matrix of {tuple(weight.shape)}")
 
     def add(self, slope: Tensor, inputs: Tensor) -> None:

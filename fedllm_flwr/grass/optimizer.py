@@ -103,7 +103,7 @@ class GrassMatrix:
         settings: How.
         base: The base optimizer's settings.
         generator: Draws the rows.
-        rows: Train these and never pick others; norms are taken all the same, for whoever picks the next ones.
+        rows: Train these and never pick others, whatever the settings' rank, rule and interval.
 
     Raises:
         ConfigError: The rank is above the number of rows.
@@ -132,7 +132,6 @@ class GrassMatrix:
         self._gradient: Tensor | None = None
         self._values: Tensor | None = None
         self._steps = 0
-        self.norms_squared = np.zeros(0)
         check_rank(settings.rank, len(self._weight), f"GRASS, matrix of {tuple(weight.shape)}")
         if rows is not None:
             if len(rows.indices) and rows.indices[-1] >= len(self._weight):
@@ -147,7 +146,8 @@ class GrassMatrix:
 
     def add(self, slope: Tensor, inputs: Tensor) -> None:
         """Add the chosen rows of a micro-batch's gradient; at a refresh, choose them first."""
-        if self._gradient is None and self._steps % self._settings.refresh_interval == 0:
+        is_due = not self._is_fixed and self._steps % self._settings.refresh_interval == 0
+        if is_due and self._gradient is None:
             self._refresh(slope, inputs)
         left, right = (slope, inputs) if self._settings.side == "out" else (inputs, slope)
         part = rows_of_gradient(left, right, self._indices)
@@ -190,10 +190,7 @@ class GrassMatrix:
         rule, size = self._settings.rule, len(self._weight)
         found = gradient_norms(slope, inputs, rule, self._settings.side)
         norms = np.ones(size) if found is None else found.double().cpu().numpy()
-        if found is not None:
-            self.norms_squared = norms + (self.norms_squared if len(self.norms_squared) else 0.0)
-        if not self._is_fixed:
-            self._take(choose_rows(norms, self._settings.rank, rule, self._generator))
+        self._take(choose_rows(norms, self._settings.rank, rule, self._generator))
 
     def _take(self, rows: Rows) -> None:
         """Train other rows, with new moments."""

@@ -204,8 +204,9 @@ class Generator:
     ) -> None:
         """Let all rows of one batch grow to their ends."""
         state, logits = self._read(prompts, share_prefix)
-        state.select([k for k, own in enumerate(rows) for _ in own])
-        logits = logits.repeat_interleave(torch.tensor([len(own) for own in rows]), dim=0)
+        prompt_of = [k for k, own in enumerate(rows) for _ in own]
+        state.select(prompt_of)
+        logits = logits[prompt_of]
         growing = [row for own in rows for row in own]
         while True:
             tokens = choose([row.chooser for row in growing], logits)
@@ -312,10 +313,7 @@ def next_logits(backbone: Backbone, states: Tensor) -> Tensor:
 
 def common_length(prompts: Sequence[tuple[int, ...]]) -> int:
     """Tokens that all prompts begin with; at least one of each is left."""
-    first, last = (
-        min(prompts),
-        max(prompts),
-    )  # in dictionary order everything else lies between them
+    first, last = min(prompts), max(prompts)  # in dictionary order all others lie between them
     shortest = min(len(prompt) for prompt in prompts)
     pairs = zip(first, last, strict=False)
     same = next((k for k, (a, b) in enumerate(pairs) if a != b), shortest)

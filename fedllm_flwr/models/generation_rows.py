@@ -105,7 +105,12 @@ def settled(text: str, stop: Sequence[str]) -> str:
     """
     text = text.rstrip(_UNFINISHED)
     held = max(
-        (size for own in stop for size in range(1, len(own)) if text.endswith(own[:size])),
+        (
+            size
+            for own in stop
+            for size in range(1, min(len(own), len(text) + 1))
+            if text.endswith(own[:size])
+        ),
         default=0,
     )
     return text[: len(text) - held]

@@ -75,7 +75,9 @@ class Chooser:
 
     def choose(self, logits: Tensor) -> int:
         """Draw the next token from its logits [V]."""
-        probabilities = torch.softmax(logits / self._sampling.temperature, dim=-1)
+        # a temperature near zero, which float32 cannot hold, leaves the best token and no infinity
+        temperature = max(self._sampling.temperature, torch.finfo(torch.float32).tiny)
+        probabilities = torch.softmax((logits - logits.max()) / temperature, dim=-1)
         return draw(probabilities, self._sampling.top_p, float(self._draws.random()))
 
 

@@ -89,28 +89,6 @@ def classes_of(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.searchsorted(edges, values, side="right")
 
 
-def persistence_accuracy(contexts: np.ndarray, targets: np.ndarray, edges: np.ndarray) -> float:
-    """Accuracy of saying that the next value is the last one, the least that a forecaster must beat.
-
-    Args:
-        contexts: [n, T, 1], n >= 1.
-        targets: Classes of the next values. [n]
-        edges: Bounds between the classes. [K - 1]
-
-    Returns:
-        In [0, 1].
-
-    Raises:
-        ShapeError: There is no context, or the targets are not one for each.
-    """
-    if not len(contexts) or targets.shape != (len(contexts),):
-        raise ShapeError(
-            f"persistence: expected a target for each of {len(contexts)} > 0 contexts, "
-            f"got shape {targets.shape}"
-        )
-    return float(np.mean(classes_of(contexts[:, -1, 0], edges) == targets))
-
-
 def level_contexts(
     levels: Sequence[float],
     per_level: int,

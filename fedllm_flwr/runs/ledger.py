@@ -26,9 +26,13 @@ def ledger_table(snapshot: Snapshot) -> str:
         [human_figure(record.get(key)) for key in shown] for record in releases
     ]
     last = releases[-1]
+    neighbours = str(last.get("neighbours"))
+    protected, one = (
+        ("single rows", "") if neighbours.startswith("row ") else ("whole clients", "client ")
+    )
     caption = (
-        f"Differential privacy of whole clients ({last.get('mechanism')} noise, one client "
-        f"{last.get('neighbours')}), at δ = {last.get('delta', 0):g}; a dash is no bound"
+        f"Differential privacy of {protected} ({last.get('mechanism')} noise, one {one}{neighbours}), "
+        f"at δ = {last.get('delta', 0):g}; a dash is no bound"
     )
     return page.details(
         "The privacy ledger",

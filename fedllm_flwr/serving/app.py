@@ -2,14 +2,17 @@
 
 import asyncio
 import secrets
+import string
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedllm_flwr.serving.answering import Answerer, Reply
@@ -106,7 +109,7 @@ async def _complete(
     first = await _while_there(request, anext(parts))  # an error so far has a status of its own
     tiers = service.answerer.tiers
     headers = {"Cache-Control": "no-store"} | (
-        {"x-fedllm-tier": tiers[0]} if len(tiers) == 1 else {}
+        {"x-fedllm-tier": _in_header(tiers[0])} if len(tiers) == 1 else {}
     )
     return StreamingResponse(
         events(envelope, _with_first(first, parts)), media_type="text/event-stream", headers=headers
@@ -117,22 +120,26 @@ async def _body(request: Request, config: ServingConfig) -> bytes:
     """The whole body, if it is JSON and not too long.
 
     Raises:
-        ApiError: 408, 413 or 415.
+        ApiError: 408, 413 or 415; 499 the client has gone.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # other kinds could be sent by any web page
         raise ApiError(415, f"content-type: expected application/json, got {kind!r}", "bad_type")
+    too_long = ApiError(413, f"body: expected at most {config.max_body_bytes} bytes", "too_long")
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and float(announced) > config.max_body_bytes:
+        raise too_long
     body = bytearray()
     try:
         async with asyncio.timeout(config.timeout_seconds):
             async for piece in request.stream():
                 body += piece
                 if len(body) > config.max_body_bytes:
-                    raise ApiError(
-                        413, f"body: expected at most {config.max_body_bytes} bytes", "too_long"
-                    )
+                    raise too_long
     except TimeoutError:
         raise ApiError(408, "body: it did not come in time", "timeout") from None
+    except ClientDisconnect:
+        raise client_gone() from None
     return bytes(body)
 
 
@@ -168,13 +175,18 @@ async def _with_first(first: Part, parts: AsyncIterator[Part]) -> AsyncIterator[
 def _headers(replies: list[Reply]) -> dict[str, str]:
     """Who answered, how far its members agreed, and what it cost; of several prompts the sum and the lists."""
     found = {
-        "x-fedllm-tier": ",".join(dict.fromkeys(reply.tier for reply in replies)),
+        "x-fedllm-tier": ",".join(dict.fromkeys(_in_header(reply.tier) for reply in replies)),
         "x-fedllm-cost": f"{sum(reply.cost for reply in replies):g}",
     }
     agreements = [reply.agreement for reply in replies if reply.agreement is not None]
     if agreements:
         found["x-fedllm-agreement"] = ",".join(f"{value:.4g}" for value in agreements)
     return found
+
+
+def _in_header(name: str) -> str:
+    """A name as headers can carry it: what is not printable ASCII in per cent, as in an address."""
+    return quote(name, safe=string.punctuation.replace("%", " "))
 
 
 class Guard:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from fedllm_flwr.models.catalog import MODELS, ModelRef
 from fedllm_flwr.settings.tree import require
@@ -16,7 +17,8 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 class MemberConfig:
     """One who answers: one of three things, told apart by what is set.
 
-    ``run``: a run directory, that is, its model with what the run trained. ``model`` (with ``hub_id`` and ``revision``,
+    ``run``: a run directory, that is, its model with what the run trained (``path``: where the model is, if it was a
+    local folder, which runs do not keep). ``model`` (with ``hub_id`` and ``revision``,
     or ``path``): a model of the catalog as it is. ``base_url``: a server with OpenAI's interface, where ``model`` is
     the name that it knows the model by, and ``key_variable`` the environment variable that holds the key.
     """
@@ -32,18 +34,18 @@ class MemberConfig:
 
     def __post_init__(self) -> None:
         """Check that it is one of the three, with no setting of another."""
-        others = ("hub_id", "revision", "path")
+        others = ("hub_id", "revision")
         if self.run:
             self._has_no("run", "model", "base_url", "key_variable", *others)
         elif self.base_url:
-            self._has_no("base_url", *others)
+            self._has_no("base_url", *others, "path")
             require(
                 bool(self.model),
                 f"cascade member base_url={self.base_url}: expected the name of its model, got none",
             )
             require(
-                MEMBER_URL.fullmatch(self.base_url) is not None,
-                f"cascade member base_url: expected http:// or https://, got {self.base_url!r}",
+                MEMBER_URL.fullmatch(self.base_url) is not None and _has_address(self.base_url),
+                f"cascade member base_url: expected http:// or https:// with a host, got {self.base_url!r}",
             )
             require(
                 not self.key_variable or VARIABLE.fullmatch(self.key_variable) is not None,
@@ -75,6 +77,15 @@ class MemberConfig:
         return self.name or folder or self.hub_id or self.model
 
 
+def _has_address(url: str) -> bool:
+    """Whether host and port can be read."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class TierConfig:
     """A tier: several members that answer once each (``ensemble``), or one that is sampled (``self_consistency``).
@@ -96,8 +107,10 @@ class TierConfig:
         """Check ranges, and what belongs to the kind."""
         where = f"cascade tier {self.name!r}"
         require(
-            bool(self.name.strip()) and not self.name.strip().isdecimal(),
-            f"cascade tier: expected a name that is no number, got {self.name!r}",
+            bool(self.name)
+            and self.name == self.name.strip()
+            and not self.name.removeprefix("-").isdecimal(),
+            f"cascade tier: expected a name that is no number, without outer spaces, got {self.name!r}",
         )
         require(bool(self.members), f"{where}: expected at least one member, got none")
         for name in ("price_in", "price_out", "temperature"):
@@ -105,6 +118,11 @@ class TierConfig:
                 getattr(self, name) >= 0,
                 f"{where}: expected {name} >= 0, got {getattr(self, name):g}",
             )
+        names = [name.strip() for name in self.names]
+        require(
+            all(names) and len(set(names)) == len(names),
+            f"{where}: expected members with different names, got {', '.join(map(repr, names))}",
+        )
         require(0 <= self.rho <= 1, f"{where}: expected rho in [0, 1], got {self.rho:g}")
         require(
             self.max_new_tokens >= 1,

@@ -10,9 +10,6 @@ from fedllm_flwr.grass.optimizer import GrassSettings
 from fedllm_flwr.grass.selection import RowRule
 from fedllm_flwr.settings.tree import require
 
-ALL_ROUND = 2**31 - 1
-"""A refresh interval that no round reaches: the rows are the server's."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class FedGrassConfig:
@@ -21,6 +18,7 @@ class FedGrassConfig:
     ``rank`` is the rows of each matrix that are trained at a time; a row is the weights of one output. With
     ``sharing=shared`` the server picks them every ``refresh_rounds`` rounds, with ``local`` each client its own every
     ``refresh_steps`` steps. ``row_average`` says what a row's sum is divided by where clients have their own rows.
+    ``eight_bit`` holds AdamW's moments in 8 bits, through bitsandbytes.
     """
 
     name: Literal["fedgrass"]
@@ -34,6 +32,7 @@ class FedGrassConfig:
     row_average: RowAverage = "clients"
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     checkpointing: bool = False
+    eight_bit: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges, and that no setting is without effect."""
@@ -79,7 +78,7 @@ class FedGrassConfig:
         return not self.rule.startswith("uniform")
 
     def projection(self) -> GrassSettings | GaloreSettings | None:
-        """What a client does with every matrix; None is the optimizer itself.
+        """What a client does with every matrix; None is the optimizer itself. The server's rows are never refreshed.
 
         Raises:
             ConfigError: A value is out of range.
@@ -93,6 +92,6 @@ class FedGrassConfig:
         return GrassSettings(
             rank=self.rank,
             rule=self.rule,
-            refresh_interval=ALL_ROUND if self.sharing == "shared" else self.refresh_steps,
+            refresh_interval=self.refresh_steps,
             scale=self.scale,
         )

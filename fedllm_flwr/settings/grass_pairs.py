@@ -3,8 +3,10 @@
 from typing import Protocol
 
 from fedllm_flwr.codecs import FLOAT_CODECS
-from fedllm_flwr.settings.adaptation import ClientConfig
+from fedllm_flwr.settings.adaptation import ClientConfig, OptimizerConfig
 from fedllm_flwr.settings.federation import BaselinesConfig, FairnessConfig, StrategyConfig
+from fedllm_flwr.settings.grass import FedGrassConfig
+from fedllm_flwr.settings.methods import MethodConfig
 from fedllm_flwr.settings.privacy import PrivacyConfig
 from fedllm_flwr.settings.tree import require
 from fedllm_flwr.settings.wire import WireConfig
@@ -17,6 +19,10 @@ class Run(Protocol):
     def strategy(self) -> StrategyConfig: ...  # noqa: D102
     @property
     def client(self) -> ClientConfig: ...  # noqa: D102
+    @property
+    def method(self) -> MethodConfig: ...  # noqa: D102
+    @property
+    def optimizer(self) -> OptimizerConfig: ...  # noqa: D102
     @property
     def fairness(self) -> FairnessConfig: ...  # noqa: D102
     @property
@@ -42,6 +48,11 @@ def check_grass(run: Run) -> None:
         strategy.server_optimizer == "fedavg",
         f"strategy.server_optimizer={strategy.server_optimizer} and {method}: the rows change from round to round, and "
         "moments would be of others, use server_optimizer=fedavg",
+    )
+    require(
+        not (isinstance(run.method, FedGrassConfig) and run.method.eight_bit)
+        or run.optimizer.name == "adamw",
+        f"optimizer={run.optimizer.name} and method.eight_bit=true: expected optimizer=adamw",
     )
     for name in ("clip_norm", "proximal_mu"):
         value = getattr(run.client, name)

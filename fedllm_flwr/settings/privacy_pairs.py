@@ -11,6 +11,7 @@ from fedllm_flwr.settings.methods import (
     MethodConfig,
 )
 from fedllm_flwr.settings.privacy import CentralPrivacy, NoPrivacy, PrivacyConfig, SamplePrivacy
+from fedllm_flwr.settings.runtime import RuntimeConfig
 from fedllm_flwr.settings.tree import require
 from fedllm_flwr.tasks.partitions import PartitionOptions
 
@@ -34,6 +35,8 @@ class Run(Protocol):
     def privacy(self) -> PrivacyConfig: ...  # noqa: D102
     @property
     def baselines(self) -> BaselinesConfig: ...  # noqa: D102
+    @property
+    def runtime(self) -> RuntimeConfig: ...  # noqa: D102
 
 
 def check_privacy(config: Run) -> None:
@@ -69,6 +72,11 @@ def check_privacy(config: Run) -> None:
         return
     if isinstance(privacy, SamplePrivacy):
         _check_samples(config)
+    require(
+        config.runtime.name != "deployment" or not config.baselines.local_only,
+        f"baselines.local_only=true, {name} and runtime=deployment: each client would send an adapter that was "
+        "trained without noise, use local_only=false",
+    )
     require(
         privacy.epsilon_budget == 0 or strategy.max_retries == 0,
         f"privacy.epsilon_budget={privacy.epsilon_budget:g}, {name} and strategy.max_retries="

@@ -6,18 +6,18 @@ from typing import Literal, Protocol
 import numpy as np
 
 from fedllm_flwr.seeding import derive_seed
-from fedllm_flwr.settings.adaptation import ClientConfig
-from fedllm_flwr.settings.federation import BaselinesConfig, FairnessConfig, StrategyConfig
-from fedllm_flwr.settings.methods import FedLoraConfig, FedPromptConfig, MethodConfig
-from fedllm_flwr.settings.privacy import PrivacyConfig
+from fedllm_flwr.settings import privacy_pairs
+from fedllm_flwr.settings.methods import FedLoraConfig, FedPromptConfig
 from fedllm_flwr.settings.tree import require
 from fedllm_flwr.settings.wire import WireConfig
-from fedllm_flwr.tasks.partitions import PartitionOptions
 from fedllm_flwr.unlearning.removal import exactness_of
 from fedllm_flwr.unlearning.signs import sign_vector
 
 SIFT_MERGE = "sift_merge"
 """The strategy of sign-fixed clients that merge once."""
+
+SERVED = "served/"
+"""Prefix of the arrays of an evaluation message that are one client's own model under that strategy."""
 
 PLAIN_RULES = ("factor_mean", "prompt_mean", SIFT_MERGE)
 """Rules whose next model is the mean of what clients end with, so that an update is a part of the model."""
@@ -62,6 +62,11 @@ class UnlearningConfig:
             self.removal == "none" or bool(self.removed),
             f"unlearning.removal={self.removal} and unlearning.removed=[]: nobody was removed, use none",
         )
+        require(
+            self.removal != "none" or not self.exactness,
+            f"unlearning.exactness={self.exactness} and unlearning.removal=none: it is the promise of a removal, "
+            "leave it empty",
+        )
 
     @property
     def keeps_ledger(self) -> bool:
@@ -69,29 +74,13 @@ class UnlearningConfig:
         return self.name != "none"
 
 
-class Run(Protocol):
+class Run(privacy_pairs.Run, Protocol):
     """The settings of a run that unlearning must agree with; see ``RunConfig``."""
 
     @property
     def num_rounds(self) -> int: ...  # noqa: D102  # all of them as in RunConfig
     @property
-    def selection(self) -> str: ...  # noqa: D102
-    @property
-    def partition(self) -> PartitionOptions: ...  # noqa: D102
-    @property
-    def method(self) -> MethodConfig: ...  # noqa: D102
-    @property
-    def client(self) -> ClientConfig: ...  # noqa: D102
-    @property
-    def strategy(self) -> StrategyConfig: ...  # noqa: D102
-    @property
     def wire(self) -> WireConfig: ...  # noqa: D102
-    @property
-    def fairness(self) -> FairnessConfig: ...  # noqa: D102
-    @property
-    def privacy(self) -> PrivacyConfig: ...  # noqa: D102
-    @property
-    def baselines(self) -> BaselinesConfig: ...  # noqa: D102
     @property
     def unlearning(self) -> UnlearningConfig: ...  # noqa: D102
 

@@ -83,8 +83,8 @@ def _rows(name: str, table: "Dataset", more: Mapping[str, str]) -> Iterator[Reco
         column: kind for column, kind in table.features.items() if isinstance(kind, ClassLabel)
     }
     for number, row in enumerate(table.with_format(None), start=1):
-        names = {
-            column: kind.int2str(row[column])
+        names = {  # -1 stands for a label that is not known
+            column: kind.int2str(row[column]) if row[column] != -1 else None
             for column, kind in named.items()
             if row[column] is not None
         }

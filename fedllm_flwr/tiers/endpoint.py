@@ -43,7 +43,7 @@ class Endpoint:
         """With the key, if there is to be one.
 
         Raises:
-            ConfigError: The variable is not set.
+            ConfigError: The variable is not set, or no header can hold what is in it.
         """
         if not self.key_variable:
             return {}
@@ -51,6 +51,11 @@ class Endpoint:
         if not key:
             raise ConfigError(
                 f"endpoint {self.name}: expected a key in the environment variable {self.key_variable}, got none"
+            )
+        if not (key.isascii() and key.isprintable()) or key != key.strip():
+            raise ConfigError(  # httpx would quote the key
+                f"endpoint {self.name}: expected a key in one line of ASCII in the environment variable "
+                f"{self.key_variable}, got other characters"
             )
         return {"Authorization": f"Bearer {key}"}
 

@@ -63,6 +63,10 @@ def load_member(
         raise ConfigError(
             f"{config.run}: expected a run of task {task.name}, got one of {run.task.name}"
         )
+    if config.path and run.model.name != "path":
+        raise ConfigError(
+            f"{config.run}: expected path= beside a run of a local folder's model only, got one of {run.model.name}"
+        )
     folder = directory.path / "adapter"
     if isinstance(run.method, FedResPromptConfig) or not (folder / "adapter_config.json").exists():
         raise ConfigError(
@@ -87,7 +91,7 @@ def load_member(
 
 
 def check_unseen(members: Iterable[MemberConfig], rows: Iterable[Row], data_path: str) -> None:
-    """Refuse queries that a member was trained or chosen on: its answers to them say nothing.
+    """Refuse queries that a member was trained on: its answers to them say nothing.
 
     Args:
         members: Of all tiers.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedllm_flwr.averaging import Delta
+from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.models import backbone as backbones
 from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.models.catalog import ModelRef
@@ -174,7 +175,13 @@ class LocalMember:
     def _texts(self, task: Task, rows: Sequence[Row], asking: Asking) -> list[tuple[Reply, ...]]:
         backbone = self.backbone()
         prompt = Prompt(task.template(self.template), backbone.tokenizer)
-        room = self.max_tokens - len(prompt.before) - len(prompt.after)
+        question = len(prompt.before) + len(prompt.after)
+        room = self.max_tokens - question
+        if room < 1:
+            raise ConfigError(
+                f"member {self.name}: expected more than the {question} tokens that its template takes without a "
+                f"text, got max_tokens {self.max_tokens}"
+            )
         added = Adaptation(self.prompt, self.spec, self.delta, self.fixed_ids)
         queries = [
             Query(

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 import numpy as np
 from torch import Tensor
 
-from fedllm_flwr.errors import ConfigError, FedLLMError, ShapeError
+from fedllm_flwr.errors import ConfigError, DataError, FedLLMError, ShapeError
 from fedllm_flwr.grass.base import MatrixOptimizer
 from fedllm_flwr.grass.dense import DenseMatrix
 from fedllm_flwr.grass.galore import GaloreMatrix, GaloreSettings
@@ -124,11 +124,6 @@ class FullTrainer:
             found[name] = RowUpdate(indices, (values - start).float().cpu().numpy())
         return found
 
-    def norms_squared(self) -> dict[str, np.ndarray]:
-        """Per matrix what its row rule read, summed; as in :class:`FullResult`."""
-        norms = {name: matrix.norms_squared for name, matrix in self._matrices.items()}
-        return {name: values for name, values in norms.items() if len(values)}
-
     def state_bytes(self) -> int:
         """Bytes that the optimizers hold from one step to the next."""
         return sum(matrix.state_bytes() for matrix in self._matrices.values())
@@ -183,8 +178,8 @@ def train_full(
     """
     began = time.process_time()
     try:
-        rows, weights = _usable(job)
-        losses, trainer = _run(backbone, job, settings, rows, weights, head_token_ids)
+        rows = labelled_rows(job.rows)
+        losses, trainer = _run(backbone, job, settings, rows, head_token_ids)
         updates = trainer.updates()
         for name, update in updates.items():
             if not np.isfinite(update.values).all():
@@ -197,7 +192,6 @@ def train_full(
     return FullResult(
         partition_id=job.partition_id,
         updates=updates,
-        norms_squared=trainer.norms_squared(),
         first_loss=losses[0],
         loss=sum(losses) / len(losses),
         num_examples=len(rows),
@@ -205,6 +199,18 @@ def train_full(
         tokens=trainer.tokens,
         cpu_seconds=time.process_time() - began,
     )
+
+
+def labelled_rows(rows: Sequence[Encoded]) -> list[Encoded]:
+    """The rows that have label tokens: those that a client trains on.
+
+    Raises:
+        DataError: There are none.
+    """
+    kept = [row for row in rows if len(row.targets)]
+    if not kept:
+        raise DataError(f"expected rows with label tokens, got none in {len(rows)} rows")
+    return kept
 
 
 def row_norms(
@@ -266,7 +272,6 @@ def _run(
     job: FullJob,
     settings: FullSettings,
     rows: Sequence[Encoded],
-    weights: np.ndarray | None,
     head_token_ids: tuple[int, ...] | None,
 ) -> tuple[list[float], FullTrainer]:
     """All steps; the loss of each."""
@@ -276,29 +281,11 @@ def _run(
         for planned in plan_steps(len(rows), settings.local, job.seed):
             micro_batches = [[rows[i] for i in indices] for indices in planned]
             weight = 1.0 / sum(label_tokens(batch) for batch in micro_batches)
-            shares = [
-                Share(batch, weight, None if weights is None else weights[indices])
-                for batch, indices in zip(micro_batches, planned, strict=True)
-            ]
+            shares = [Share(batch, weight) for batch in micro_batches]
             losses.append(trainer.step(shares, head_token_ids))
             if not math.isfinite(losses[-1]):
                 raise FedLLMError(f"loss is {losses[-1]} at step {len(losses)}")
     return losses, trainer
-
-
-def _usable(job: FullJob) -> tuple[list[Encoded], np.ndarray | None]:
-    """Rows that have label tokens, and their weights."""
-    kept = [index for index, row in enumerate(job.rows) if len(row.targets)]
-    if not kept:
-        raise ConfigError(f"expected rows with label tokens, got none in {len(job.rows)} rows")
-    weights = job.row_weights
-    if weights is not None:
-        if weights.shape != (len(job.rows),) or not (np.isfinite(weights) & (weights >= 0)).all():
-            raise ShapeError(
-                f"row weights: expected {len(job.rows)} finite numbers >= 0, got {weights}"
-            )
-        weights = weights[kept]
-    return [job.rows[index] for index in kept], weights
 
 
 def _failed(job: FullJob, reason: str) -> FullResult:
@@ -306,7 +293,6 @@ def _failed(job: FullJob, reason: str) -> FullResult:
     return FullResult(
         partition_id=job.partition_id,
         updates={},
-        norms_squared={},
         first_loss=math.nan,
         loss=math.nan,
         num_examples=0,

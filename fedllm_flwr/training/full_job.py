@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.grass.base import BaseRule
 from fedllm_flwr.grass.galore import GaloreSettings
@@ -22,6 +20,7 @@ class FullSettings:
     Attributes:
         local: Rows, steps, rate and base optimizer. ``clip_norm`` and ``proximal_mu`` must be 0: a layer's gradient is
             used and gone before that of the layer below is known. ``side`` must be ``both``: there are no factors.
+            ``sample_privacy`` must be None: steps here have no noise.
             ``cohort_tokens`` has no effect: a client with weights of its own shares no pass.
         projection: GRASS or GaLore; None trains by the base optimizer itself.
         eight_bit: Hold AdamW's moments in 8 bits; needs bitsandbytes.
@@ -46,6 +45,10 @@ class FullSettings:
                 )
         if self.local.side != "both":
             raise ConfigError(f"full-weight training: expected side both, got {self.local.side}")
+        if self.local.sample_privacy is not None:
+            raise ConfigError(
+                "full-weight training: expected no sample_privacy, since its steps have no noise"
+            )
         if self.eight_bit and self.local.optimizer != "adamw":
             raise ConfigError(f"eight_bit: expected optimizer adamw, got {self.local.optimizer}")
         _ = self.base  # its ranges, and whether bitsandbytes is there
@@ -82,7 +85,6 @@ class FullJob:
             :attr:`FullSettings.side` has them.
         shared_rows: Rows to train of every matrix, by full layer name (GRASS with rows from the server); None lets the
             client pick its own.
-        row_weights: As in :class:`fedllm_flwr.training.local.ClientJob`.
     """
 
     partition_id: int
@@ -91,7 +93,6 @@ class FullJob:
     seed: int
     start: Mapping[str, RowUpdate] = field(default_factory=dict)
     shared_rows: Mapping[str, Rows] | None = None
-    row_weights: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,10 +103,7 @@ class FullResult:
         partition_id: The client.
         updates: Per trained matrix the rows that may have changed, new minus start values in float32; empty if there
             was an error. A row of :class:`FullSettings`' side.
-        norms_squared: Per trained matrix what the row rule read, summed over refresh steps, float64 [m]: squared row
-            norms of the gradient of a refresh step's first micro-batch. No entries under uniform rules or without
-            GRASS.
-        first_loss: Loss of the first step, before any update, in nats per label token; rows weighted.
+        first_loss: Loss of the first step, before any update, in nats per label token.
         loss: Mean loss of the steps; like ``first_loss`` not a number if there was none.
         num_examples: Rows trained on: the client's weight.
         steps: Optimizer steps done.
@@ -116,7 +114,6 @@ class FullResult:
 
     partition_id: int
     updates: dict[str, RowUpdate]
-    norms_squared: dict[str, np.ndarray]
     first_loss: float
     loss: float
     num_examples: int

@@ -14,8 +14,13 @@ FORMAT = 1
 PROMISES: dict[Exactness, str] = {
     "exact": "the same bytes as if the client had never taken part",
     "rounding": "the same as if the client had never taken part, but for the rounding of floats",
-    "approximate": "not the same as if the client had never taken part; the checks say how near it is",
+    "approximate": "not the same as if the client had never taken part",
 }
+
+NO_VERIFICATION = (
+    "No verification by attacks was made: nothing was measured of what the model still knows of the client. "
+    "What is promised rests on the method alone."
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class Certificate:
 def as_dict(certificate: Certificate) -> dict[str, Any]:
     """The certificate as plain JSON values. What does not apply is absent, never zero or null."""
     fields = asdict(certificate)
+    fields["verified_by_attacks"] = certificate.verdict is not None
     fields["queries"] = dict(certificate.queries)
     fields["queries_spent"] = sum(certificate.queries.values())
     fields["retrain_cpu_ratio"] = certificate.cpu_ratio
@@ -142,7 +148,7 @@ def _method(certificate: Certificate) -> list[str]:
 def _verification(certificate: Certificate) -> list[str]:
     verdict = certificate.verdict
     if verdict is None:
-        return ["## Verification", "", "None was asked for."]
+        return ["## Verification", "", NO_VERIFICATION]
     spent = sum(certificate.queries.values())
     lines = [
         f"## Verification: {verdict.decision}",

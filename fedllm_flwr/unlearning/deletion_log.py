@@ -109,12 +109,6 @@ def read_public_key(path: Path) -> Ed25519PublicKey:
     return key
 
 
-def public_pem(key: Ed25519PrivateKey) -> bytes:
-    """The public half of a key, as PEM, to be handed to whoever verifies."""
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    return key.public_key().public_bytes(serialization.Encoding.PEM, form)
-
-
 def append(
     path: Path,
     body: Mapping[str, Any],
@@ -155,12 +149,6 @@ def append(
     line = _text(signed | {"signature": key.sign(text.encode()).hex()}).encode()
     write(path, before + line + b"\n")
     return Head(len(entries) + 1, hashlib.sha256(line).hexdigest())
-
-
-def head_of(path: Path) -> Head:
-    """The head of a log as it lies there, not verified; an absent log has no entries."""
-    content = path.read_bytes() if path.exists() else b""
-    return Head(content.count(b"\n"), _last_hash(content))
 
 
 def verify(

@@ -138,16 +138,6 @@ class ExactSum:
         """Σ w x, float64 [d]: each integer rounded to 53 bits once."""
         return self._sum * UNIT
 
-    def mean(self) -> np.ndarray:
-        """Σ w x / Σ w, float64 [d].
-
-        Raises:
-            WireError: Nobody is in.
-        """
-        if not self._members:
-            raise WireError("exact sum: expected at least one client, got none")
-        return self.total() / self.total_weight
-
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything, for a checkpoint.
 

@@ -250,14 +250,6 @@ class Ledger:
                 found.setdefault(client, []).append(server_round)
         return {client: tuple(rounds) for client, rounds in sorted(found.items())}
 
-    def stored_bytes(self) -> dict[int, int]:
-        """Bytes of each client's updates on the disk, over all rounds."""
-        sizes: dict[int, int] = {}
-        for server_round in self.rounds():
-            for client, listed in self.listed(server_round).items():
-                sizes[client] = sizes.get(client, 0) + listed.stored_bytes
-        return sizes
-
     def forget(self, client: int) -> int:
         """Delete all that is kept of a client, after its removal; a second call finds nothing.
 

@@ -1,7 +1,7 @@
 """Ways to take a client out of a model, each with the word for what it can promise.
 
 `exact` is the same bytes as a training that the client never joined, `rounding` the same but for the rounding of
-floats, `approximate` anything else. Nothing here knows how a client trains: who calls brings that as a function.
+floats, `approximate` anything else. Nothing here knows how a client trains.
 
 What "never joined" means for training in rounds: the draw of each round's cohort is the same, and the client, where it
 is drawn, is passed over. A draw among fewer clients would change every cohort, also those before the client came.
@@ -9,8 +9,7 @@ is drawn, is passed over. A draw among fewer clients would change every cohort, 
 Axes: d parameters.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -31,9 +30,6 @@ METHODS: dict[str, Exactness] = {
 }
 """What each method promises. `exact_merge` is :class:`fedllm_flwr.unlearning.exact_merge.ExactSum`; `retrain` is what
 the others are measured by."""
-
-Fresh = Callable[[int, tuple[int, ...], np.ndarray], Mapping[int, np.ndarray]]
-"""Trains clients anew: of the round, the clients and the model [d], each client's update [d]."""
 
 
 def exactness_of(method: str, *, num_rounds: int) -> Exactness:
@@ -123,92 +119,20 @@ def merge(model: np.ndarray, rounds: Iterable[Round], client: int) -> np.ndarray
     return result
 
 
-def replay(start: np.ndarray, rounds: Iterable[Round], client: int, fresh: Fresh) -> np.ndarray:
-    """Go through the rounds again without a client: new directions, old lengths.
+def rewind(touched: Collection[int], checkpoints: Collection[int]) -> int:
+    """The newest state that a client has not touched.
 
-    In each round the other clients train from the model as it is now, as a rule for fewer steps than before; each
-    one's new update is scaled to the length that its old one had, and their weighted mean is added.
+    Going on from there is exact if training repeats itself to the bit and the state is whole: server optimizer,
+    personal parts, draws.
 
     Args:
-        start: The model before the first of the rounds, [d].
-        rounds: All, or every so-manieth to save time; a round that only the client joined is passed over.
-        client: Whom to leave out.
-        fresh: Trains the others.
+        touched: The rounds that the client was drawn for; at least one.
+        checkpoints: Rounds after which the state was saved.
 
     Returns:
-        float64 [d]: approximate, since old lengths were learned in the client's presence.
-
-    Raises:
-        ShapeError: A client's new update is missing, or is not of the model's size; names round and client.
-
-    Source:
-        Liu, Ma, Yang, Wang, Liu 2021, FedEraser: its calibration and its update. Differs in that the first round is
-        calibrated like the others, and not taken over as it was.
+        The round after which it was saved; 0, the start, where none is older.
     """
-    model = start.astype(np.float64)
-    for each in rounds:
-        rest = tuple(other for other in each.contributions if other.client != client)
-        if not rest:
-            continue
-        made = fresh(each.server_round, tuple(other.client for other in rest), model.copy())
-        step = np.zeros_like(model)
-        for other in rest:
-            update = made.get(other.client)
-            if update is None or update.shape != model.shape:
-                raise ShapeError(
-                    f"replay: round {each.server_round}, client {other.client}: expected an update "
-                    f"{list(model.shape)}, got {'none' if update is None else list(update.shape)}"
-                )
-            step += other.weight * _with_length_of(other.update, update)
-        model += step / sum(other.weight for other in rest)
-    return model
-
-
-@dataclass(frozen=True)
-class Restart:
-    """From where training starts again.
-
-    Attributes:
-        checkpoint: The round after which the state was saved; 0 is the start.
-        kept_rounds: Rounds that need not be trained again.
-        repeated_rounds: Rounds that are, without the client.
-    """
-
-    checkpoint: int
-    kept_rounds: int
-    repeated_rounds: int
-
-
-def rewind(
-    client: int,
-    *,
-    participation: Mapping[int, Collection[int]],
-    checkpoints: Collection[int],
-    num_rounds: int,
-) -> Restart:
-    """The newest state that the client has not touched.
-
-    Exact if training repeats itself to the bit and the state is whole: server optimizer, personal parts, draws.
-
-    Args:
-        client: Whom to leave out.
-        participation: The rounds of each client.
-        checkpoints: Rounds after which the state was saved; the start, 0, is always one.
-        num_rounds: Rounds of the run.
-
-    Raises:
-        ConfigError: The client never took part.
-    """
-    rounds = participation.get(client)
-    if not rounds:
-        raise ConfigError(f"rewind: expected a client that took part, got client {client}")
-    checkpoint = max((saved for saved in checkpoints if saved < min(rounds)), default=0)
-    return Restart(checkpoint, checkpoint, num_rounds - checkpoint)
-
-
-def retrain(num_rounds: int) -> Restart:
-    """From the very start: what every other method is measured by."""
-    return Restart(0, 0, num_rounds)
+    return max((saved for saved in checkpoints if saved < min(touched)), default=0)
 
 
 def shard_of(client: int, num_shards: int, seed: int) -> int:
@@ -264,13 +188,3 @@ def shard_mean(models: Mapping[int, np.ndarray]) -> np.ndarray:
     for shard in sorted(models):
         total += models[shard]
     return total / len(models)
-
-
-def _with_length_of(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """The new update with the Euclidean length of the old one; one without length stays zero."""
-    wide = new.astype(np.float64)
-    length = float(np.linalg.norm(wide))
-    if not length:
-        return wide
-    scaled: np.ndarray = wide * (float(np.linalg.norm(old.astype(np.float64))) / length)
-    return scaled

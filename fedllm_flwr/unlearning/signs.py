@@ -52,23 +52,6 @@ def sign_vector(seed: int, size: int) -> np.ndarray:
     return signs
 
 
-def project(tau: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    """Keep the coordinates that moved the way of their sign: τ · 1{τ v > 0}.
-
-    Args:
-        tau: τ, finite. [d]
-        signs: v, of :func:`sign_vector`. [d]
-
-    Returns:
-        A copy [d] of the same dtype; what is dropped is +0.
-
-    Raises:
-        ShapeError: The arrays are not of one length, or τ is not finite.
-    """
-    _check_pair("project", tau, signs)
-    return np.where(tau * signs > 0, tau, tau.dtype.type(0))
-
-
 @no_grad()
 def project_(values: Tensor, start: Tensor, signs: Tensor) -> None:
     """Put parameters that moved against their sign back to where they started, in place; for after each step.
@@ -115,47 +98,6 @@ def unpack_mask(packed: np.ndarray, size: int) -> np.ndarray:
     if bits[size:].any():
         raise ShapeError(f"mask: expected {size} coordinates, got bits behind them")
     return bits[:size].astype(bool)
-
-
-def compact(tau: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A projected update in less bytes than d floats: who has the seed knows the signs.
-
-    Args:
-        tau: A projected τ. [d]
-
-    Returns:
-        The packed mask, uint8 [ceil(d / 8)], and the magnitudes [k] of what it marks, in the dtype of τ. A random
-        start moves about half of the coordinates.
-    """
-    mask = mask_of(tau)
-    return pack_mask(mask), np.abs(tau[mask])
-
-
-def restore(packed: np.ndarray, magnitudes: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    """The update behind :func:`compact`, to the bit.
-
-    Args:
-        packed: The packed mask.
-        magnitudes: > 0, one for each marked coordinate. [k]
-        signs: v. [d]
-
-    Returns:
-        τ [d] in the dtype of the magnitudes.
-
-    Raises:
-        ShapeError: The mask does not fit the signs, or the magnitudes the mask, or a magnitude is not > 0 and finite.
-    """
-    mask = unpack_mask(packed, signs.size)
-    marked = int(mask.sum())
-    if magnitudes.shape != (marked,):
-        raise ShapeError(
-            f"update: expected {marked} magnitudes, got shape {list(magnitudes.shape)}"
-        )
-    if not (np.isfinite(magnitudes) & (magnitudes > 0)).all():
-        raise ShapeError("update: expected finite magnitudes > 0, got others")
-    tau = np.zeros(signs.size, magnitudes.dtype)
-    tau[mask] = magnitudes * signs[mask]
-    return tau
 
 
 def served(

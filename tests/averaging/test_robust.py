@@ -101,6 +101,14 @@ def test_equal_small_updates_are_their_own_result(rule: str) -> None:
     np.testing.assert_allclose(RULES[rule](same), same[0], rtol=1e-15)
 
 
+def test_a_huge_lie_does_not_hide_a_smaller_one_from_krum() -> None:
+    given = np.random.default_rng(0).normal(size=(7, 50)).astype(np.float32)
+    given[0] = 1e30  # beside which float64 cannot tell 1e10 from nothing
+    given[1] += 1e10
+    assert robust.krum_chosen(given, 2) != [1]
+    assert robust.krum_chosen(given, 2, 5) == [2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize("rule", ["median", "trimmed_mean", "krum", "multi_krum"])
 @given(size=st.floats(1, 1e12), seed=st.integers(0, 99))
 def test_one_liar_does_not_leave_the_range_of_the_others(rule: str, size: float, seed: int) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -88,6 +89,13 @@ def test_another_signal_defers_as_many_but_its_own_choice() -> None:
     like = cascade([SMALL, tier("middle", [1.0, 1.0, 1.0, 0.3, 1.0], [1] * 5), LARGE], [2 / 3, 0.5])
     assert like.answered.tolist() == [0, 0, 0, 2, 1]
     assert matched(three, like).answered.tolist() == [0, 0, 1, 2, 0]
+
+
+def test_an_unparsed_answer_is_deferred_before_one_of_the_least_score() -> None:
+    scored = tier("small", [0.0, 0.9, 0.0, 0.9, 0.9], [1] * 5, members=1)
+    scored = replace(scored, parsed=np.array([True, True, False, True, True]))
+    one = cascade([tier("small", [1.0, 1.0, 1.0, 1.0, 0.0], [1] * 5), LARGE], [0.5])
+    assert matched([scored, LARGE], one).answered.tolist() == [0, 0, 1, 0, 0]
 
 
 @pytest.fixture

@@ -56,12 +56,24 @@ def test_every_field_is_read_by_its_own_rule() -> None:
         ("query", None, "expected a name (text or an integer), got None"),
         ("tier", 1.5, "expected a name (text or an integer), got 1.5"),
         ("member", True, "expected a name (text or an integer), got True"),
+        ("tier", "\ud800", "expected a name without half of a surrogate pair, got '\\ud800'"),
+        (
+            "answer",
+            float("nan"),
+            "expected an answer (text, a number, true, false or null), got nan",
+        ),
+        (
+            "answer",
+            float("inf"),
+            "expected an answer (text, a number, true, false or null), got inf",
+        ),
+        ("input_tokens", 2**32 + 1, "expected at most 4294967296 tokens, got 4294967297"),
         ("answer", ["a"], "expected an answer (text, a number, true, false or null), got ['a']"),
         ("correct", "true", "expected true or false, got 'true'"),
         ("correct", 0.5, "expected true or false, got 0.5"),
         ("correct", None, "expected true or false, got None"),
         ("input_tokens", -1, "expected an integer >= 0, got -1"),
-        ("input_tokens", 1.0, "expected an integer >= 0, got 1.0"),
+        ("input_tokens", 1.5, "expected an integer >= 0, got 1.5"),
         ("output_tokens", True, "expected an integer >= 0, got True"),
         ("output_tokens", "3", "expected an integer >= 0, got '3'"),
         ("score", 1.2, "expected a number in [0, 1] or null, got 1.2"),
@@ -76,6 +88,13 @@ def test_a_malformed_value_is_named(field: str, value: Any, message: str, record
     with pytest.raises(DataError) as caught:
         read(good, {**record("q", "t", "n", "a", True), field: value})
     assert str(caught.value) == f"answers.jsonl, line 2, field {field!r}: {message}"
+
+
+def test_a_number_is_the_same_however_it_is_written(record: Record) -> None:
+    found = read(
+        *(record("q", "t", str(n), said, True) for n, said in enumerate((18, 18.0, "18", 2.5)))
+    )
+    assert [answer.label for answer in found.tiers["t"][0]] == ["18", "18", "18", "2.5"]
 
 
 @pytest.mark.parametrize("field", FIELDS)

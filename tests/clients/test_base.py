@@ -4,10 +4,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clients.base import Adapted, local_settings, scored
+from clients.base import Adapted, local_settings, scored, training_info
 from clients.workspace import open_workspace
 from fedllm_flwr.core import whole_json
 from fedllm_flwr.training.evaluate import evaluate
+from fedllm_flwr.training.local import LocalResult
+from fedllm_flwr.training.private import Releases
+from fedllm_flwr.training.settings import SamplePrivacy
 
 Fixture = Callable[..., Any]
 
@@ -19,6 +22,35 @@ def test_settings_of_the_configuration_reach_the_loop(micro: Fixture) -> None:
     assert (found.learning_rate, found.side, found.optimizer) == (0.125, "b", "sgd")
     assert (found.gradient_accumulation, found.clip_norm, found.momentum) == (3, 0.5, 0.9)
     assert (found.batch_size, found.local_steps, found.proximal_mu) == (4, 2, 0.1)
+
+
+def test_rows_privacy_reaches_the_loop_and_no_other_does(micro: Fixture) -> None:
+    rows = micro(
+        "client.clip_norm=0",
+        "privacy=sample",
+        "privacy.clip_norm=0.5",
+        "privacy.noise_multiplier=3",
+    )
+    found = local_settings(open_workspace(whole_json(rows)), 0.1)
+    assert found.sample_privacy == SamplePrivacy(clip_norm=0.5, noise_multiplier=3.0)
+    local = local_settings(open_workspace(whole_json(micro("privacy=local"))), 0.1)
+    assert local.sample_privacy is None
+
+
+def test_a_client_with_private_rows_tells_nothing_that_is_computed_from_them() -> None:
+    result = LocalResult(
+        partition_id=3,
+        adapter=np.zeros(2, np.float32),
+        first_loss=2.0,
+        loss=1.0,
+        num_examples=7,
+        steps=4,
+        tokens=90,
+        cpu_seconds=0.5,
+        releases=Releases(sampling_rate=0.5, steps=4, noise_multiplier=1.0),
+    )
+    told = {"partition-id": 3, "num-examples": 7, "steps": 4, "withheld": True, "error": ""}
+    assert training_info(result) == told
 
 
 def test_scores_of_rows_add_up_to_the_evaluation(micro: Fixture) -> None:

@@ -122,3 +122,30 @@ def test_a_residual_of_another_size_is_refused(asked: Fixture) -> None:
     PersonalStore(node, "r", 4, "residual").save(0, 1, np.zeros(9, np.float32))
     with pytest.raises(WireError, match="client 0: expected a kept residual of 60 values, got 9"):
         encoded_parts(asked(2, "wire=int8"), node, 0, {"adapter": trained(1)})
+
+
+@pytest.mark.parametrize("wire", ["float32", "int8"])
+def test_what_leaves_and_what_is_kept_come_from_the_clipped_update(
+    wire: str, asked: Fixture
+) -> None:
+    node, bound = context(), 0.25
+    overrides = (
+        "privacy=local",
+        "privacy.noise_multiplier=0",
+        f"privacy.clip_norm={bound}",
+        f"wire={wire}",
+    )
+    message, part = asked(1, *overrides), trained(1)
+    update = (part.values - part.received).astype(np.float64)
+    assert np.linalg.norm(update) > 2 * bound
+    wanted = update * bound / np.linalg.norm(update)
+    sent = encoded_parts(message, node, 0, {"adapter": part})["adapter"]
+    settings = message.work.config.wire
+    if not settings.sends_updates:
+        np.testing.assert_allclose(sent - part.received, wanted, rtol=0, atol=1e-6)
+        return
+    arrived = settings.codec("uplink").decode(sent, SHAPES)
+    np.testing.assert_allclose(arrived, wanted, rtol=0, atol=np.abs(wanted).max() / 250)
+    if settings.error_feedback:
+        kept = PersonalStore(node, "r", 4, "residual").load(0, 2)
+        np.testing.assert_allclose(arrived + kept, wanted, rtol=0, atol=1e-6)

@@ -1,3 +1,4 @@
+import re
 import shlex
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def test_the_real_commands_can_be_read_by_a_shell_and_are_not_insecure() -> None
         shlex.split(line, comments=True)
     together = "\n".join(lines)
     assert "--insecure" not in together
+    hosts = set(re.findall(r"--host (\S+)", together))
+    assert hosts == {"127.0.0.1"}, "whoever reaches the control port runs code on every node"
     assert "num-partitions=5" in together
     assert "runtime.num_nodes=5" in together
 

@@ -2,9 +2,11 @@ import ssl
 import stat
 from pathlib import Path
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from fedllm_flwr.deploying import keys
 from fedllm_flwr.deploying.keys import make_node_key, make_server_files
 
 
@@ -37,6 +39,22 @@ def test_private_keys_are_for_the_owner_alone_and_are_kept(tmp_path: Path) -> No
     make_node_key(node)
     after = [path.read_bytes() for path in (files.key, files.certificate, node, public)]
     assert after == before, "a second start goes on with the same identities"
+
+
+@pytest.mark.parametrize(("days", "kept"), [(0, False), (1, True)])
+def test_a_certificate_that_has_run_out_is_made_anew(
+    days: int, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(keys, "VALID_DAYS", days)
+        before = make_server_files(tmp_path, ["localhost"]).certificate.read_bytes()
+    files = make_server_files(tmp_path, ["localhost"])
+    assert (files.certificate.read_bytes() == before) is kept
+    authority, own = (
+        x509.load_pem_x509_certificate(path.read_bytes())
+        for path in (files.authority, files.certificate)
+    )
+    own.verify_directly_issued_by(authority)
 
 
 def test_a_nodes_public_key_belongs_to_its_private_one(tmp_path: Path) -> None:

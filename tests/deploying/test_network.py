@@ -42,6 +42,19 @@ def test_every_part_has_its_own_port_key_and_place(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "nothing is written before it is started"
 
 
+def test_files_are_found_from_where_the_command_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = LocalNetwork(Path("net"), 2, data_path="data/{node}.csv", model_path="{odd}/model")
+    monkeypatch.chdir("/")
+    facts = network.facts(1)
+    assert facts.data_path == str(tmp_path / "data/1.csv"), "a node runs in another folder"
+    assert facts.model_path == str(tmp_path / "{odd}/model"), "other braces are the path's own"
+    assert facts.state_path == str(tmp_path / "net/state/1")
+    assert LocalNetwork(tmp_path, 1).facts(0).data_path == ""
+
+
 def test_a_network_without_nodes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nodes: expected >= 1, got 0"):
         LocalNetwork(tmp_path, 0)

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from flwr.common.config import parse_config_args
 
 import fedllm_flwr
 from fedllm_flwr.compose import compose_run
@@ -66,6 +67,34 @@ def test_a_trial_network_is_deployed_as_printed(capsys: pytest.CaptureFixture[st
     (words,) = (words for words in commands("fedllm") if words[1] == "deploy")
     assert deploy(["--dry-run", *words[2:]]) == 0
     assert capsys.readouterr().out.endswith("\n".join(real_commands(2)) + "\n")
+
+
+def test_real_machines_are_told_what_the_page_says() -> None:
+    lines = real_commands(2)
+    printed = [shlex.split(line) for line in lines if not line.startswith("#")]
+    for program in ("flower-superlink", "flower-superexec"):
+        assert [words for words in printed if words[0] == program] == commands(program), program
+    ((*ours, facts),) = [words for words in printed if words[0] == "flower-supernode"]
+    ((*theirs, file),) = commands("flower-supernode")
+    assert (ours, file) == (theirs, "node.toml")
+    node, connection = map(tomllib.loads, blocks("toml"))
+    assert parse_config_args([facts]).items() <= node.items()
+    assert [words for words in printed if words[0] == "flwr"] == commands("flwr")[:1]
+    table = [line.removeprefix("#   ") for line in lines if line.startswith("#   ")]
+    assert tomllib.loads("\n".join(table)) == connection
+
+
+def test_strangers_reach_the_proxy_and_only_the_nodes_api_through_it() -> None:
+    (superlink,) = commands("flower-superlink")
+    (node,) = commands("flower-supernode")
+    host, port = (superlink[superlink.index(name) + 1] for name in ("--host", "--port"))
+    assert host == "127.0.0.1"
+    (proxy,) = blocks("nginx")
+    assert re.findall(r"proxy_pass (\S+);", proxy) == [f"https://{host}:{port}"]
+    assert re.findall(r"location (\S+) ", proxy) == ["/v1/fleet/", "/"]
+    assert "location / { return 404; }" in proxy
+    name, listening = re.findall(r"server_name (\S+);|listen (\d+) ssl", proxy)[::-1]
+    assert node[node.index("--superlink") + 1] == f"{name[0]}:{listening[1]}"
 
 
 def test_settings_in_the_table_of_other_tools_options_are_ours() -> None:

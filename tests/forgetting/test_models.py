@@ -22,10 +22,17 @@ def final(run: Any) -> checkpoints.Checkpoint:
 
 
 def test_a_state_without_a_client_lacks_what_it_says_of_it() -> None:
-    state = {"trained": [0, 1, 2], "clusters": {"1": "x", "2": "y"}, "run": "r"}
-    assert scrubbed(state, 1) == {"trained": [0, 2], "clusters": {"2": "y"}, "run": "r"}
+    balance = {"multipliers": {"a": 0.5}, "counts": {"0": {"a": 3}, "1": {"a": 7}}}
+    state = {"trained": [0, 1, 2], "clusters": {"1": "x", "2": "y"}, "run": "r", "balance": balance}
+    assert scrubbed(state, 1) == {
+        "trained": [0, 2],
+        "clusters": {"2": "y"},
+        "run": "r",
+        "balance": {"multipliers": {"a": 0.5}, "counts": {"0": {"a": 3}}},
+    }
     assert scrubbed({"run": "r"}, 1) == {"run": "r"}
     assert state["trained"] == [0, 1, 2]
+    assert sorted(balance["counts"]) == ["0", "1"]
 
 
 def test_subtraction_after_one_round_is_the_run_without_the_client_to_rounding(

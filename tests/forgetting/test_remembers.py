@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fedllm_flwr.forgetting.prepare import prepare
+from fedllm_flwr.forgetting.prepare import KEPT, UNLEARNED, prepare
 from fedllm_flwr.forgetting.remembers import memories
 from fedllm_flwr.forgetting.request import read_request
 from fedllm_flwr.runs import checkpoints
@@ -16,9 +16,11 @@ WAYS = [("ledger", "rewind"), ("ledger", "replay"), ("ledger", "merge"), ("ledge
         ("adam", "rewind"), ("sift_ledger", "exact_merge"), ("shards", "shards")]  # fmt: skip
 
 
-def told(case: str, method: str, made: Fixture) -> tuple[str, dict[str, str]]:
+def told(
+    case: str, method: str, made: Fixture, kept_rounds: int = -1
+) -> tuple[str, dict[str, str]]:
     request = read_request(made(case), "0", method)
-    found = memories(request, request.new_config())
+    found = memories(request, request.new_config(), kept_rounds)
     return " | ".join(found.purged), {kept.what: kept.reason for kept in found.retained}
 
 
@@ -29,8 +31,13 @@ def test_what_is_said_to_be_gone_is_gone(
     """Every file of the new directory is looked at for the client."""
     request = read_request(made(case), "0", method)
     run = prepare(request, tmp_path / "new")
-    purged, retained = told(case, method, made)
+    kept_rounds = run.manifest[UNLEARNED][KEPT]
+    purged, retained = told(case, method, made, kept_rounds)
     assert "the client's own records in metrics.jsonl" in purged
+    measured = [r["round"] for r in run.records("round")]
+    assert max(measured, default=-1) == kept_rounds
+    figures = [what for what in retained if what.startswith("figures of the rounds")]
+    assert figures == [f"figures of the rounds up to {r}" for r in measured[-1:]]
     lines = (run.path / "metrics.jsonl").read_text().splitlines()
     for record in map(json.loads, lines):
         assert record.get("partition_id") != 0, record
@@ -51,10 +58,11 @@ def test_what_is_said_to_be_gone_is_gone(
 @pytest.mark.parametrize(
     ("case", "method", "gone", "kept"),
     [
-        ("adam", "rewind", "moments of the server optimizer", "figures of the rounds up to 1"),
+        ("adam", "rewind", "moments of the server optimizer", "how the data was dealt"),
         ("ledger", "rewind", "its updates in the ledger", "how the data was dealt"),
         ("ledger", "merge", "its updates in the ledger", "the other clients' updates in the ledger"),
         ("ledger", "replay", "checkpoints after its first round", "the other clients' updates in the ledger"),
+        ("shards", "shards", "its updates in the ledger", "the number of the client"),
         ("sift", "exact_merge", "its mask and the digest of its update", "the number of the client"),
     ],
 )  # fmt: skip

@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,11 @@ def test_the_new_settings_pass_over_the_client_and_say_how_it_was_removed(made: 
     assert (new.unlearning.removed, new.unlearning.removal) == ((0,), "replay")
     assert new.unlearning.exactness == "approximate"
     assert new.client.local_steps == 1, "half of two"
+    epochs = dataclasses.replace(request.config.client, local_steps=0, local_epochs=4)
+    by_epochs = dataclasses.replace(
+        request, config=dataclasses.replace(request.config, client=epochs)
+    )
+    assert by_epochs.new_config().client.local_epochs == 2
     assert new.fingerprint() != request.config.fingerprint()
 
 

@@ -8,6 +8,7 @@ from fedllm_flwr.grass.base import BaseRule
 from fedllm_flwr.grass.dense import DenseMatrix
 
 
+@pytest.mark.parametrize("transposed", [False, True])  # as transformers' Conv1D holds its weight
 @pytest.mark.parametrize("micro_batches", [1, 3])
 def test_it_is_torchs_own_optimizer(
     start: Tensor,
@@ -16,9 +17,13 @@ def test_it_is_torchs_own_optimizer(
     play: Callable[..., None],
     reference: Callable[..., Tensor],
     micro_batches: int,
+    transposed: bool,
 ) -> None:
     steps = make_steps(4, micro_batches)
-    weight = start.clone()
+    weight = (
+        start.t().clone(memory_format=torch.contiguous_format).t() if transposed else start.clone()
+    )
+    assert weight.is_contiguous() != transposed
     matrix = DenseMatrix(weight, rule)
     play(matrix, steps)
     assert torch.allclose(weight, reference(rule, steps), rtol=1e-10)

@@ -244,6 +244,15 @@ def test_queries_that_cannot_be_answered_are_refused(
         Generator(tiny).generate([*GREEDY, Query(prompt, Sampling(new))])
 
 
+def test_a_prompt_its_soft_tokens_and_its_answer_may_fill_the_window(tiny: Backbone) -> None:
+    spec = PromptSpec((Segment("shared", 3),), "before")
+    soft = Generator(tiny, Adaptation(np.zeros(3 * tiny.hidden_size, np.float32), spec))
+    for generator, most in ((Generator(tiny), 1004), (soft, 1001)):
+        generator.check(Query(BEGINNING, Sampling(most)))
+        with pytest.raises(ConfigError, match="at most the 1024 positions"):
+            generator.check(Query(BEGINNING, Sampling(most + 1)))
+
+
 def test_a_prompt_without_the_fixed_text_is_refused(tiny: Backbone) -> None:
     spec = PromptSpec((Segment("shared", 1),), "after")
     behind = Adaptation(np.zeros(tiny.hidden_size, np.float32), spec, fixed_ids=(3, 4))

@@ -1,3 +1,5 @@
+from typing import SupportsIndex
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,22 @@ def test_what_may_still_become_a_stop_text_is_held_back(
     text: str, stop: tuple[str, ...], kept: str
 ) -> None:
     assert settled(text, stop) == kept
+
+
+class Counted(str):
+    """Counts how often a piece is cut out."""
+
+    cuts = 0
+
+    def __getitem__(self, place: SupportsIndex | slice) -> str:
+        self.cuts += 1
+        return super().__getitem__(place)
+
+
+def test_a_long_stop_text_costs_no_more_than_the_answer_is_long() -> None:
+    stop = Counted("ab" * 500)
+    assert settled("xxab", (stop,)) == "xx"
+    assert stop.cuts <= 4
 
 
 @given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=3), max_size=3))

@@ -58,6 +58,14 @@ def test_draws_follow_the_distribution() -> None:
     assert found == pytest.approx(FIVE.numpy(), abs=0.03)
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-40, 5e-324])
+@pytest.mark.parametrize("top_p", [0.5, 1.0])
+def test_a_temperature_near_zero_takes_the_best_token(temperature: float, top_p: float) -> None:
+    logits = torch.tensor([-1e4, 12.0, 90.0, 3.0])
+    chooser = Chooser(Sampling(temperature=temperature, top_p=top_p), 0)
+    assert [chooser.choose(logits) for _ in range(5)] == [2] * 5
+
+
 def test_draws_depend_on_the_seed_alone() -> None:
     logits = torch.randn(30, 50, generator=torch.Generator().manual_seed(0))
     warm = Sampling(temperature=1.0, seeds=(7, 8))

@@ -111,3 +111,10 @@ def test_what_does_not_fit_is_refused() -> None:
             mean.result(expected, noise, quiet())
     with pytest.raises(ConfigError, match="expected a finite clip_norm where there is noise"):
         ClippedMean(start, math.inf).result(1.0, 1.0, quiet())
+
+
+def test_an_update_as_long_as_the_clip_norm_counts_as_below() -> None:
+    total = ClippedMean({"a": np.zeros(2, np.float32)}, 5.0)
+    assert total.add({"a": np.array([3.0, 4.0], np.float32)}) == 5.0
+    total.add({"a": np.array([6.0, 8.0], np.float32)})
+    assert (total.below, total.count) == (1, 2)

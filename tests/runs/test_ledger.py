@@ -34,6 +34,17 @@ def test_the_ledger_shows_every_release(make_run) -> None:
     assert "The privacy ledger" in write_report(run).read_text()
 
 
+def test_the_ledger_of_single_rows_does_not_speak_of_clients(make_run) -> None:
+    run = make_run()
+    run.append({"kind": "privacy", "of_round": 1, "mechanism": "sample", "delta": 1e-5, "releases": 1,
+                "neighbours": "row added or removed", "epsilon": 2.0})  # fmt: skip
+    found = cells(ledger_table(Snapshot.read(run)))
+    caption = (
+        "Differential privacy of single rows (sample noise, one row added or removed), at δ = 1e-05"
+    )
+    assert any(text.startswith(caption) for text in found)
+
+
 def test_a_run_that_claims_nothing_has_no_ledger(make_run) -> None:
     run = make_run()
     assert ledger_table(Snapshot.read(run)) == ""

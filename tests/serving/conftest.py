@@ -49,7 +49,7 @@ class Echo:
                     self.cancelled.append(text)
                     break
         return [
-            Reply((text[::-1],), ("stop",), len(text), len(text), "echo", 0.75, 2.5)
+            Reply((text[::-1],), ("stop",), len(text), len(text), self.name, 0.75, 2.5)
             for text in texts
         ]
 

@@ -1,6 +1,6 @@
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -8,6 +8,7 @@ import pytest
 
 from fedllm_flwr.models.generation import Generator, Query, Sampling
 from fedllm_flwr.serving.answering import SingleModel
+from fedllm_flwr.serving.app import create_app
 from fedllm_flwr.serving.rendering import Turn, encode_chat
 
 Fixture = Callable[..., Any]
@@ -139,6 +140,80 @@ def test_a_full_queue_is_429_and_loses_nobody(echo: Any, speak: Fixture) -> None
         else:
             assert response.json()["error"]["code"] == "queue_full"
             assert response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("length", [2_000, None])
+def test_a_body_that_is_too_long_is_not_read_to_its_end(
+    length: int | None, echo: Any, speak: Fixture
+) -> None:
+    read = []
+
+    async def body() -> AsyncIterator[bytes]:
+        for place in range(100):
+            read.append(place)
+            yield b" " * 20
+
+    async def scene(client: httpx.AsyncClient) -> httpx.Response:
+        announced = {} if length is None else {"content-length": str(length)}
+        headers = {"content-type": "application/json", **announced}
+        return await client.post(PLAIN, content=body(), headers=headers)
+
+    response = speak(echo, scene, max_body_bytes=100)
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "too_long")
+    assert read == (list(range(6)) if length is None else [])
+
+
+def test_a_body_of_just_the_allowed_length_is_read(echo: Any, speak: Fixture) -> None:
+    body = b'{"model": "echo", "prompt": "abc"}'
+
+    async def scene(client: httpx.AsyncClient) -> httpx.Response:
+        return await client.post(PLAIN, content=body, headers={"content-type": "application/json"})
+
+    assert speak(echo, scene, max_body_bytes=len(body)).status_code == 200
+
+
+def test_a_body_that_does_not_come_is_408(echo: Any, speak: Fixture) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    async def scene(client: httpx.AsyncClient) -> httpx.Response:
+        headers = {"content-type": "application/json"}
+        return await client.post(PLAIN, content=body(), headers=headers)
+
+    response = speak(echo, scene, timeout_seconds=0.1)
+    assert (response.status_code, response.json()["error"]["code"]) == (408, "timeout")
+
+
+def test_a_client_that_goes_away_in_its_body_is_no_fault_of_the_server(
+    echo: Any, config: Fixture
+) -> None:
+    told: list[dict[str, Any]] = []
+    scope = {"type": "http", "method": "POST", "path": PLAIN, "query_string": b"",
+             "headers": [(b"content-type", b"application/json")]}  # fmt: skip
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    asyncio.run(create_app(echo, config())(scope, receive, send))
+    assert told[0]["status"] == 499
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_any_name_of_a_tier_fits_into_a_header(stream: bool, echo: Any, speak: Fixture) -> None:
+    echo.name = "ход: 5 %"
+    echo.tiers = (echo.name,)
+
+    async def scene(client: httpx.AsyncClient) -> httpx.Response:
+        body = {"model": echo.name, "prompt": "abc", "stream": stream}
+        return await client.post(PLAIN, json=body)
+
+    response = speak(echo, scene)
+    assert response.status_code == 200
+    assert response.headers["x-fedllm-tier"] == "%D1%85%D0%BE%D0%B4: 5 %25"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -1,11 +1,12 @@
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 
-from fedllm_flwr.models.generation import Sampling
-from fedllm_flwr.serving.answering import Ask
+from fedllm_flwr.models.generation import Listener, Sampling
+from fedllm_flwr.serving.answering import Ask, Reply
 from fedllm_flwr.serving.protocol import ApiError
 from fedllm_flwr.serving.service import Service
 
@@ -87,6 +88,34 @@ def test_a_stream_that_is_left_frees_its_place(echo: Any, config: Fixture) -> No
 
     play(echo, config(max_batch=1), scene)
     assert echo.batches == [["first"]]
+
+
+def test_a_stream_that_drips_is_over_at_its_deadline(echo: Any, config: Fixture) -> None:
+    def drip(asks: Sequence[Ask], listener: Listener) -> list[Reply]:
+        for size in range(60):
+            time.sleep(0.05)
+            if not listener(0, 0, "a" * size):
+                echo.cancelled.append("abc")
+                break
+        return [Reply(("a" * 60,), ("stop",), 1, 1, "echo", None, 0.0)]
+
+    echo.answer = drip
+
+    async def scene(service: Service) -> list[Any]:
+        heard: list[Any] = []
+
+        async def read() -> None:
+            async for part in service.stream(service.submit(asks("abc"), stream=True)):
+                heard.append(part)
+
+        with pytest.raises(ApiError) as error:
+            await read()
+        assert error.value.status == 504
+        return heard
+
+    heard = play(echo, config(timeout_seconds=0.4), scene)
+    assert all(isinstance(part, tuple) for part in heard)
+    assert echo.cancelled == ["abc"]
 
 
 def test_a_server_that_stops_answers_what_it_has_and_takes_no_more(

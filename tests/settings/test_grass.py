@@ -5,7 +5,7 @@ import pytest
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.grass.galore import GaloreSettings
 from fedllm_flwr.grass.optimizer import GrassSettings
-from fedllm_flwr.settings.grass import ALL_ROUND, FedGrassConfig
+from fedllm_flwr.settings.grass import FedGrassConfig
 
 
 def method(**changes: Any) -> FedGrassConfig:
@@ -14,7 +14,7 @@ def method(**changes: Any) -> FedGrassConfig:
 
 def test_each_trainer_has_its_projection() -> None:
     shared = method(rank=3, rule="top_r", refresh_rounds=5, scale=2.0).projection()
-    assert shared == GrassSettings(rank=3, rule="top_r", refresh_interval=ALL_ROUND, scale=2.0)
+    assert shared == GrassSettings(rank=3, rule="top_r", scale=2.0)
     local = method(sharing="local", rank=3, refresh_steps=7).projection()
     assert local == GrassSettings(rank=3, refresh_interval=7)
     galore = method(trainer="galore", rank=3, refresh_steps=7, scale=0.25).projection()

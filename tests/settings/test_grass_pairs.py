@@ -1,8 +1,11 @@
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedllm_flwr.compose import compose_run
 from fedllm_flwr.errors import ConfigError
 
 GRASS = ("method=fedgrass", "strategy=row_mean", "client.clip_norm=0")
@@ -17,6 +20,7 @@ GRASS = ("method=fedgrass", "strategy=row_mean", "client.clip_norm=0")
         (("strategy.server_optimizer=fedadam",), r"strategy\.server_optimizer=fedadam and method=fedgrass"),
         (("client.clip_norm=1",), r"client\.clip_norm=1 and method=fedgrass: .* use client\.clip_norm=0"),
         (("client.proximal_mu=0.1",), r"client\.proximal_mu=0\.1 and method=fedgrass"),
+        (("method.eight_bit=true", "optimizer=sgd"), "optimizer=sgd and method.eight_bit=true: expected"),
         (("fairness=group_dro", "fairness.groups=label"), "fairness=group_dro and method=fedgrass"),
         (("privacy=local",), "privacy=local and method=fedgrass"),
         (("privacy=central", "strategy.weighting=uniform"), "privacy=central and method=fedgrass"),
@@ -33,6 +37,15 @@ def test_a_pair_that_cannot_work_is_named(
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
         smoke(*GRASS, *overrides)
+
+
+def test_the_commands_of_the_guide_compose(tmp_path: Path) -> None:
+    guide = Path(__file__).parents[2] / "docs" / "grass.md"
+    found = re.findall(r"^fedllm (experiment=.*)$", guide.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(found) == 2
+    for command in found:
+        config = compose_run([*command.split(), f"out_dir={tmp_path / 'run'}"]).config
+        assert (config.method.name, config.strategy.name) == ("fedgrass", "row_mean")
 
 
 @pytest.mark.parametrize("wire", ["float32", "float16", "bfloat16"])

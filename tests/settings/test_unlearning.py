@@ -22,6 +22,8 @@ KEPT = "kept for a year"
         ({"name": "none", "removed": (1, 1)}, r"unlearning\.removed: expected different"),
         ({"name": "none", "removed": (-1,)}, r"unlearning\.removed: expected different"),
         ({"name": "none", "removal": "merge"}, r"unlearning\.removal=merge and unlearning\.removed=\[\]"),
+        ({"name": "none", "removed": (1,), "exactness": "exact"},
+         r"unlearning\.exactness=exact and unlearning\.removal=none"),
     ],
 )  # fmt: skip
 def test_what_is_out_of_range_or_without_effect_is_named(settings: Any, match: str) -> None:

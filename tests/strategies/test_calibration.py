@@ -3,7 +3,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp.strategy import Strategy
 
 from clients.workspace import open_workspace
@@ -155,3 +155,15 @@ def test_too_few_clients_stop_it(config: RunConfig, edge_grid: Fixture) -> None:
     grid = edge_grid(2, spoiled({1: broken, 2: broken}))
     with pytest.raises(RunStoppedError, match=r"calibration: 2 of 4 clients .*min_fraction=0.7"):
         strategy_on(config, grid).calibrate(grid)
+
+
+def test_a_removed_client_is_not_asked(micro: Fixture, edge_grid: Fixture) -> None:
+    removed = micro("task.validation_rows=40", "unlearning.removed=[2]", "unlearning=ledger")
+    strategy = strategy_on(removed, edge_grid(2))
+    empty = ArrayRecord({})
+    asked = [
+        partition_id
+        for message in strategy.configure_evaluate(1, empty, ConfigRecord(), strategy.hosting.grid)
+        for partition_id in records.read_body(message)["partition-ids"]
+    ]
+    assert sorted(asked) == [0, 1, 3]

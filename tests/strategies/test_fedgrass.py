@@ -1,5 +1,6 @@
 """Federated full-weight training over real messages; what holds of every strategy is in the contracts."""
 
+import importlib.util
 import math
 import re
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from clients.workspace import open_workspace
 from fedllm_flwr import records
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.core import whole_json
+from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.grass.packing import bitmap, indices_of
 from fedllm_flwr.grass.rows import RowUpdate
 from fedllm_flwr.training.full import row_norms, train_full
@@ -195,12 +197,19 @@ def one_more_row(text: str) -> str:
     return bitmap(np.append(rows, other), 64)
 
 
+def one_row_less(text: str) -> str:
+    return bitmap(indices_of(text, 64, "test")[1:], 64)
+
+
 LOCAL_FAULTS = {
     "no bitmap": (change_rows("set", "§§"), r"client 1, layer model\S+q_proj: expected a bitmap of 64 rows, got '§§'"),
     "a number": (change_rows("set", 7), "expected a bitmap of 64 rows, got 7"),
     "too few rows": (change_rows("set", bitmap(np.arange(4), 8)), "expected a bitmap of 64 rows, got 8 bits"),
     "rows beyond the matrix": (change_rows("set", bitmap(np.array([70]), 72)), "64 rows, got 72 bits"),
-    "a row without values": (change_rows("set", one_more_row), r"part rows: expected \d+ values, got \d+"),
+    "values without a row": (change_rows("set", one_row_less), r"part rows: expected \d+ values, got \d+"),
+    "more rows than it could train": (
+        change_rows("set", one_more_row), r"client 1, layer model\S+q_proj: expected at most 4 rows of 2 steps, got 5"
+    ),
     "a layer is missing": (change_rows("drop", ""), "client 1, rows: expected those of 4 layers"),
     "no rows": (saying("rows", None), "client 1, rows: expected those of 4 layers, got None"),
 }  # fmt: skip
@@ -254,6 +263,61 @@ def test_a_bad_reply_is_dropped_and_named_and_counts_for_nothing(
     assert re.search(reason, failure["reason"]), failure["reason"]
     assert [c["partition_id"] for c in played.run.records("client")] == [0, 2, 3]
     assert all(np.isfinite(update.values).all() for update in played.strategy.changed.values())
+
+
+@pytest.mark.parametrize(
+    ("refresh_steps", "most"), [(1, 8), (2, 4), (3, 4)]
+)  # of the two steps that a client makes
+def test_rows_of_every_choice_in_a_round_are_taken(
+    refresh_steps: int, most: int, micro: Fixture, play: Fixture
+) -> None:
+    steps = f"method.refresh_steps={refresh_steps}"
+    config = micro(
+        "method=fedgrass", "method.sharing=local", "method.rule=uniform_nr", "num_rounds=1", steps
+    )
+    played = play(config)
+    assert played.run.records("failure") == []
+    layers = len(played.strategy.heights)
+    sent = [c["rows"] for c in played.run.records("client")]
+    assert max(sent) <= layers * most
+    assert (max(sent) > layers * 4) == (refresh_steps == 1)
+
+
+def test_with_epochs_the_steps_are_those_that_a_client_tells(micro: Fixture, play: Fixture) -> None:
+    epochs = ("client.local_steps=0", "client.local_epochs=2", "method.refresh_steps=1")
+    played = play(micro("method=fedgrass", "method.sharing=local", "num_rounds=1", *epochs))
+    assert played.run.records("failure") == []
+    assert max(c["steps"] for c in played.run.records("client")) > 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (("method.rank=33",), r"method\.rank, layer \S+v_proj: .* from 1 to its 32 rows, got 33"),
+        (
+            ("method.rank=33", "method.trainer=galore"),
+            r"method\.rank, layer \S+v_proj: .* from 1 to its 32 rows, got 33",
+        ),
+    ],
+)
+def test_a_rank_that_a_matrix_does_not_have_is_refused_at_the_start(
+    overrides: tuple[str, ...], reason: str, micro: Fixture, play: Fixture, edge_grid: Fixture
+) -> None:
+    grid = edge_grid(2)
+    with pytest.raises(ConfigError, match=reason):
+        play(micro("method=fedgrass", *overrides), grid=grid)
+    assert not [m for m in grid.sent if not m.metadata.message_type.startswith("query")]
+
+
+def test_eight_bits_without_their_package_are_refused_at_the_start(
+    micro: Fixture, play: Fixture
+) -> None:
+    config = micro("method=fedgrass", "method.eight_bit=true", "num_rounds=1")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        with pytest.raises(ConfigError, match="expected the package bitsandbytes"):
+            play(config)
+    else:
+        assert play(config).run.records("failure") == []
 
 
 NORM_FAULTS = {

@@ -23,8 +23,10 @@ def test_a_figure_that_is_no_number_is_named(name: str, value: object) -> None:
 
 def test_what_is_withheld_is_absent_and_not_zero() -> None:
     info = {"num-examples": 3, "steps": 2, "withheld": True}
-    assert training_figures("client 0", info) == {"num_examples": 3, "steps": 2}
+    assert training_figures("client 0", info, may_withhold=True) == {"num_examples": 3, "steps": 2}
     with pytest.raises(WireError, match="client 0: tokens: expected"):
-        training_figures("client 0", info | {"withheld": 1})
+        training_figures("client 0", info)
+    with pytest.raises(WireError, match="client 0: tokens: expected"):
+        training_figures("client 0", info | {"withheld": 1}, may_withhold=True)
     with pytest.raises(WireError, match="client 0: steps: expected"):
-        training_figures("client 0", {"num-examples": 3, "withheld": True})
+        training_figures("client 0", {"num-examples": 3, "withheld": True}, may_withhold=True)

@@ -42,6 +42,11 @@ def test_nothing_comes_back_as_nothing() -> None:
     [
         (checkpoint(), {"a": (5, 3)}, "round 7: expected rows of the run's layers, got layer b"),
         (checkpoint(), {"a": (4, 3), "b": (4, 2)}, "round 7, layer a"),
+        (
+            Checkpointed(7, saved_arrays({}, CHOSEN), saved_counts({}, CHOSEN)),
+            {"a": (2, 3)},
+            "round 7, layer a: expected rows below 2, got 2",
+        ),
         (checkpoint(changed={"a": 1, "b": 1}), SHAPES, "round 7: expected 2 rows, got 3"),
         (checkpoint(), {"a": (5, 2), "b": (4, 2)}, "rows: expected 6 values, got 7"),
     ],

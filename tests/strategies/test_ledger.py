@@ -11,7 +11,6 @@ from fedllm_flwr.privacy import (
     sum_epsilon,
     sum_rdp_epsilon,
 )
-from strategies.baselines import Recorder
 from strategies.ledger import Ledger, check_budget, epsilon_of
 
 Fixture = Callable[..., Any]
@@ -21,20 +20,6 @@ CENTRAL = (
     "privacy=central",
     "privacy.noise_multiplier=4",
 )
-
-
-class Paper(Recorder):
-    """An observer that keeps the ledger's records, as a run directory does."""
-
-    def __init__(self) -> None:
-        super().__init__(print)
-        self.written: list[dict[str, Any]] = []
-
-    def evaluated(self, record: dict[str, Any]) -> None:
-        self.written.append(record)
-
-    def kept(self, kind: str) -> list[dict[str, Any]]:
-        return [record for record in self.written if record["kind"] == kind]
 
 
 def test_each_mechanism_has_its_account(micro: Fixture) -> None:
@@ -47,8 +32,7 @@ def test_each_mechanism_has_its_account(micro: Fixture) -> None:
     assert epsilon_of(coins, 0, 4, 0.5) == 0
 
 
-def test_a_release_is_written_down_with_what_it_rests_on(micro: Fixture) -> None:
-    paper = Paper()
+def test_a_release_is_written_down_with_what_it_rests_on(micro: Fixture, paper: Any) -> None:
     ledger = Ledger(micro(*CENTRAL, "strategy.cohort_fraction=0.5"), paper)
     ledger.spend(1, (), 1.0)
     ledger.spend(2, (), 0.8)
@@ -63,9 +47,8 @@ def test_a_release_is_written_down_with_what_it_rests_on(micro: Fixture) -> None
 
 @pytest.mark.parametrize(("fraction", "neighbours"), [(0.5, "replaced"), (1.0, "added or removed")])
 def test_a_fixed_cohort_says_what_its_neighbours_are(
-    fraction: float, neighbours: str, micro: Fixture
+    fraction: float, neighbours: str, micro: Fixture, paper: Any
 ) -> None:
-    paper = Paper()
     config = micro(*CENTRAL, "privacy.cohort=fixed", f"strategy.cohort_fraction={fraction}")
     Ledger(config, paper).spend(1, (), 1.0)
     assert (paper.written[0]["sampling_rate"], paper.written[0]["neighbours"]) == (
@@ -74,8 +57,9 @@ def test_a_fixed_cohort_says_what_its_neighbours_are(
     )
 
 
-def test_a_client_spends_when_it_is_asked_and_the_one_asked_most_counts(micro: Fixture) -> None:
-    paper = Paper()
+def test_a_client_spends_when_it_is_asked_and_the_one_asked_most_counts(
+    micro: Fixture, paper: Any
+) -> None:
     config = micro("privacy=local", "privacy.noise_multiplier=9")
     ledger = Ledger(config, paper)
     for server_round, asked in enumerate(([0, 1], [2, 3], [1, 2], [1]), start=1):
@@ -85,10 +69,9 @@ def test_a_client_spends_when_it_is_asked_and_the_one_asked_most_counts(micro: F
     assert Ledger(config, paper).releases == 3, "another process goes on with the same account"
 
 
-def test_the_budget_is_a_bound_on_every_release(micro: Fixture) -> None:
+def test_the_budget_is_a_bound_on_every_release(micro: Fixture, paper: Any) -> None:
     three = sum_epsilon(4.0, 3, 1e-5)
     config = micro(*CENTRAL, f"privacy.epsilon_budget={three}")
-    paper = Paper()
     ledger = Ledger(config, paper)
     for server_round in (1, 2, 3):
         assert not ledger.is_spent()

@@ -204,3 +204,14 @@ def test_what_is_allowed_and_unwise_is_said(micro: Fixture) -> None:
     )
     assert "can subtract the noise" in privacy_notes(micro(*SEEDED))[0]
     assert "without noise" in privacy_notes(micro(*ONE, "method=fedprompt", "privacy=local"))[0]
+
+
+def test_sample_privacy_says_what_is_not_covered(micro: Fixture) -> None:
+    rows = ("privacy=sample", "client.clip_norm=0")
+    [line] = privacy_notes(micro(*rows, "method.sharing=b_only"))
+    assert line.startswith("privacy=sample: ε is of single rows in what clients send for training")
+    _, both, alone = privacy_notes(micro(*rows, "baselines.local_only=true"))
+    assert both.startswith("method.sharing=both and privacy=sample: noise on A and on B")
+    assert alone.startswith(
+        "baselines.local_only, baselines.centralised and privacy=sample: these train"
+    )

@@ -179,7 +179,11 @@ def test_flowers_own_loop_drives_it_too(config: RunConfig, edge_grid: Fixture) -
     [
         (records.PENDING, {"deferred": [[0, "x"], [0, "y"]]}, "each place once"),
         (records.PENDING, {"queries": "many"}, "queries: expected a whole number"),
+        (records.PENDING, {"input-tokens": -1}, "expected counts >= 0"),
+        (records.PENDING, {"deferred": [[0, "\ud800"]]}, "half of a surrogate pair"),
         (records.PENDING, {"error": "broken"}, "broken"),
+        (records.ANSWERS, {"queries": 10**9}, "expected counts of"),
+        (records.ANSWERS, {"deferred-correct": 1, "correct": 0}, "expected counts of"),
         (records.ANSWERS, {"deferred": 99}, "expected counts of"),
         (records.ANSWERS, {"correct": 99}, "expected counts of"),
         (records.ANSWERS, {"correct": 1.5}, "correct: expected 1 counts"),

@@ -10,7 +10,6 @@ from fedllm_flwr.privacy import sum_epsilon, sum_rdp_epsilon
 from fedllm_flwr.tasks.encode import Encoded
 from fedllm_flwr.training.private import plan_private
 from fedllm_flwr.training.settings import LocalSettings, SamplePrivacy
-from strategies.baselines import Recorder
 from strategies.row_ledger import RowLedger, check_row_budget, noised_steps
 
 Fixture = Callable[..., Any]
@@ -22,20 +21,6 @@ ROWS = (
     "client.local_epochs=1",
     "client.local_steps=0",
 )
-
-
-class Paper(Recorder):
-    """An observer that keeps the ledger's records, as a run directory does."""
-
-    def __init__(self) -> None:
-        super().__init__(print)
-        self.written: list[dict[str, Any]] = []
-
-    def evaluated(self, record: dict[str, Any]) -> None:
-        self.written.append(record)
-
-    def kept(self, kind: str) -> list[dict[str, Any]]:
-        return [record for record in self.written if record["kind"] == kind]
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 7])
@@ -58,8 +43,9 @@ def test_the_account_has_the_steps_that_training_takes(
     assert noised_steps(client, num_rows) == (releases.sampling_rate, releases.steps)
 
 
-def test_the_epsilon_is_that_of_the_client_whose_rows_have_it_worst(micro: Fixture) -> None:
-    paper = Paper()
+def test_the_epsilon_is_that_of_the_client_whose_rows_have_it_worst(
+    micro: Fixture, paper: Any
+) -> None:
     ledger = RowLedger(micro(*ROWS), paper)
     assert ledger.epsilon() is None
     ledger.ask(1, [0, 1])
@@ -75,8 +61,7 @@ def test_the_epsilon_is_that_of_the_client_whose_rows_have_it_worst(micro: Fixtu
     )
 
 
-def test_a_ledger_goes_on_from_what_was_written(micro: Fixture) -> None:
-    paper = Paper()
+def test_a_ledger_goes_on_from_what_was_written(micro: Fixture, paper: Any) -> None:
     first = RowLedger(micro(*ROWS), paper)
     first.ask(1, [0, 1])
     first.learn(1, {0: 4, 1: 20})
@@ -85,30 +70,94 @@ def test_a_ledger_goes_on_from_what_was_written(micro: Fixture) -> None:
     assert again.epsilon() == first.epsilon()
 
 
-def test_many_clients_are_bounded_by_renyi_divergences(micro: Fixture) -> None:
-    ledger = RowLedger(micro(*ROWS), Paper())
-    rows = {p: 10 + p for p in range(20)}
+@pytest.mark.parametrize(("clients", "of"), [(16, sum_epsilon), (17, sum_rdp_epsilon)])
+def test_many_clients_are_bounded_by_renyi_divergences(
+    clients: int, of: Callable[..., float], micro: Fixture, paper: Any
+) -> None:
+    ledger = RowLedger(micro(*ROWS), paper)
+    rows = {p: 10 + p for p in range(clients)}
     ledger.ask(1, list(rows))
     ledger.learn(1, rows)
     expected = max(
-        sum_rdp_epsilon(2.0, steps, 1e-5, rate)
+        of(2.0, steps, 1e-5, rate)
         for rate, steps in (noised_steps(micro(*ROWS).client, n) for n in rows.values())
     )
     assert ledger.epsilon() == expected
 
 
-def test_without_noise_there_is_no_bound(micro: Fixture) -> None:
-    ledger = RowLedger(micro(*ROWS, "privacy.noise_multiplier=0"), Paper())
+def test_a_client_whose_answers_are_lost_is_charged_as_the_others(
+    micro: Fixture, paper: Any
+) -> None:
+    two, four = (sum_epsilon(2.0, steps, 1e-5, 0.5) for steps in (4, 8))
+    budget = (f"privacy.epsilon_budget={(two + four) / 2}", "strategy.max_retries=0")
+    ledger = RowLedger(micro(*ROWS, *budget), paper)
+    ledger.ask(1, [0, 1])
+    ledger.learn(1, {0: 4})
+    ledger.ask(2, [1])
+    assert ledger.epsilon() == two
+    ledger.ask(3, [1])
+    ledger.ask(4, [1])
+    assert ledger.epsilon() == four
+    assert ledger.is_spent()
+    ledger.learn(4, {1: 20})
+    assert ledger.epsilon() == max(sum_epsilon(2.0, 40, 1e-5, 0.1), sum_epsilon(2.0, 2, 1e-5, 0.5))
+
+
+def test_what_a_round_may_cost_is_the_budget_itself(micro: Fixture, paper: Any) -> None:
+    two = sum_epsilon(2.0, 4, 1e-5, 0.5)
+    config = micro(*ROWS, f"privacy.epsilon_budget={two!r}", "strategy.max_retries=0")
+    ledger = RowLedger(config, paper)
+    ledger.ask(1, [0])
+    ledger.learn(1, {0: 4})
+    assert not ledger.is_spent()
+    ledger.ask(2, [0])
+    assert ledger.is_spent()
+    one = sum_epsilon(2.0, 2, 1e-5, 0.5)
+    assert one < sum_rdp_epsilon(2.0, 2, 1e-5, 0.5)
+    check_row_budget(
+        micro(*ROWS, f"privacy.epsilon_budget={one!r}", "strategy.max_retries=0"), [4, 0]
+    )
+
+
+def test_a_retry_is_charged_and_steps_that_the_account_lacks_are_refused(
+    micro: Fixture, play: Fixture, edge_grid: Fixture, spoil: Fixture
+) -> None:
+    seen: list[int] = []
+
+    def hurried(asked: Any, infos: list[dict[str, Any]], parts: dict[str, Any]) -> None:
+        for info in infos:
+            if info["partition-id"] == 1 and not seen:
+                seen.append(info["steps"])
+                info["steps"] += 1
+
+    config = micro(*ROWS, "num_rounds=1", "strategy.max_retries=1", "strategy.min_fraction=1")
+    played = play(config, grid=edge_grid(2, spoil(hurried)))
+    [failure] = played.run.records("failure")
+    assert f"client 1: expected {seen[0]} noised steps over " in failure["reason"]
+    ledger = played.run.records("privacy")
+    assert [line["clients"] for line in ledger] == [[0, 1, 2, 3], [1], []]
+    assert [line["releases"] for line in ledger] == [1, 2, 2]
+    rows = {int(p): n for p, n in ledger[-1]["rows"].items()}
+    assert rows == {r["partition_id"]: r["num_examples"] for r in played.run.records("client")}
+    steps = {p: noised_steps(config.client, n) for p, n in rows.items()}
+    assert ledger[-1]["epsilon"] == max(
+        sum_epsilon(2.0, count * (2 if p == 1 else 1), 1e-5, rate)
+        for p, (rate, count) in steps.items()
+    )
+
+
+def test_without_noise_there_is_no_bound(micro: Fixture, paper: Any) -> None:
+    ledger = RowLedger(micro(*ROWS, "privacy.noise_multiplier=0"), paper)
     ledger.ask(1, [0])
     ledger.learn(1, {0: 4})
     assert ledger.epsilon() == math.inf
     assert not ledger.is_spent(), "and without a budget nothing to spend"
 
 
-def test_the_budget_stops_before_the_round_that_would_exceed_it(micro: Fixture) -> None:
+def test_the_budget_stops_before_the_round_that_would_exceed_it(micro: Fixture, paper: Any) -> None:
     one, two = (sum_epsilon(2.0, rounds * 2, 1e-5, 0.5) for rounds in (1, 2))
     config = micro(*ROWS, f"privacy.epsilon_budget={(one + two) / 2}", "strategy.max_retries=0")
-    ledger = RowLedger(config, Paper())
+    ledger = RowLedger(config, paper)
     assert not ledger.is_spent()
     ledger.ask(1, [0])
     ledger.learn(1, {0: 4})
@@ -148,3 +197,11 @@ def test_without_noise_and_clip_private_training_is_repeatable_in_kind(
     settings = (*ROWS, "num_rounds=1", "privacy.noise_multiplier=0", "privacy.clip_norm=1e9")
     one, two = (play(micro(*settings)).strategy.checkpoint(1).arrays["adapter"] for _ in range(2))
     assert (one != two).any()
+
+
+def test_a_made_up_number_of_rows_does_not_keep_the_server_busy(micro: Fixture, paper: Any) -> None:
+    ledger = RowLedger(micro(*ROWS), paper)
+    ledger.ask(1, [0])
+    ledger.learn(1, {0: 10**9})
+    rate, steps = noised_steps(micro(*ROWS).client, 10**9)
+    assert ledger.epsilon() == sum_rdp_epsilon(2.0, steps, 1e-5, rate)

@@ -52,9 +52,11 @@ def test_columns_of_any_kind_are_read_and_rows_are_counted_from_one(tmp_path: Pa
 
 def test_a_folder_gives_the_names_of_its_class_labels(tmp_path: Path) -> None:
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
-    data = Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, None]}, features)
+    data = Dataset.from_dict({"text": ["a", "b", "c", "d"], "label": [1, 0, None, -1]}, features)
     records = read_dataset_folder(saved(data, tmp_path))
-    assert [r.values["label"] for r in records] == ["yes", "no", None]
+    assert [r.values["label"] for r in records] == ["yes", "no", None, None]
+    with pytest.raises(DataError, match="own, row 4, column 'label': expected a value, got none"):
+        records[3].name("label")  # -1 is how such folders say that a label is not known
     with pytest.raises(DataError, match="own, row 3, column 'label': expected a value, got none"):
         records[2].name("label")
 

@@ -98,6 +98,18 @@ def test_the_key_comes_from_the_environment_and_is_in_no_message(
     assert "very-secret" not in str(stopped.value)
 
 
+@pytest.mark.parametrize("key", ["sk-1\n", "sk-1\r\nX: y", "sk-é", " sk-1"])
+def test_a_key_that_no_header_can_hold_is_not_quoted(
+    task: Task, server: Server, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = Endpoint("far", server.url, "big", key_variable="FAR_KEY")
+    monkeypatch.setenv("FAR_KEY", key)
+    with pytest.raises(ConfigError, match="FAR_KEY, got other characters") as caught:
+        far.ask(task, task.splits["test"][:1], Asking())
+    assert "sk-" not in str(caught.value)
+    assert server.asked == []
+
+
 @pytest.mark.parametrize(
     "answer",
     [

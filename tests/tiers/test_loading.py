@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -61,6 +62,24 @@ def test_a_run_that_cannot_be_a_member_is_named(lora_run: Path, tmp_path: Path) 
         load_member(MemberConfig(run=str(tmp_path / "run")), "n", SYNTHETIC, CPU)
     with pytest.raises(ConfigError, match="is not a run directory"):
         load_member(MemberConfig(run=str(tmp_path / "absent")), "n", SYNTHETIC, CPU)
+
+
+def test_a_run_of_a_local_folders_model_is_told_where_that_is(
+    lora_run: Path, tmp_path: Path
+) -> None:
+    """Runs keep no paths, so the member has to say it."""
+    with pytest.raises(ConfigError, match="of a local folder's model only, got one of tiny"):
+        load_member(MemberConfig(run=str(lora_run), path="/models/mine"), "n", SYNTHETIC, CPU)
+    shutil.copytree(lora_run, tmp_path / "run")
+    manifest = tmp_path / "run" / "manifest.json"
+    kept = json.loads(manifest.read_text())
+    kept["config"]["model"]["name"] = "path"
+    manifest.write_text(json.dumps(kept))
+    member = load_member(
+        MemberConfig(run=str(tmp_path / "run"), path="/models/mine"), "n", SYNTHETIC, CPU
+    )
+    assert not isinstance(member, Endpoint)
+    assert (member.ref.name, member.ref.path) == ("path", "/models/mine")
 
 
 def test_a_missing_key_is_named_before_anybody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

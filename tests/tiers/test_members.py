@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
+from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.models.generation import Adaptation, Generator, Query, Sampling
 from fedllm_flwr.tasks.base import Row, Task
 from fedllm_flwr.tasks.encode import build_encoder
@@ -78,6 +79,17 @@ def test_free_text_is_generated_and_its_tokens_are_counted(task: Task, adapted: 
         for a in answers
     ]
     assert replies == wanted
+
+
+def test_a_template_that_leaves_no_room_for_free_text_is_named(
+    task: Task, adapted: Fixture
+) -> None:
+    free = replace(task, kind="instruction", label_names=(), label_words=())
+    short = replace(adapted(1), max_tokens=1)
+    with pytest.raises(
+        ConfigError, match=r"member m1: expected more than the \d+ tokens .* got max_tokens 1"
+    ):
+        short.ask(free, task.splits["test"][:1], Asking())
 
 
 def test_no_queries_need_no_model(task: Task, adapted: Fixture) -> None:

@@ -6,7 +6,7 @@ from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.grass.galore import GaloreSettings
 from fedllm_flwr.grass.optimizer import GrassSettings
 from fedllm_flwr.training.full_job import FullSettings
-from fedllm_flwr.training.settings import LocalSettings
+from fedllm_flwr.training.settings import LocalSettings, SamplePrivacy
 
 
 def test_the_base_optimizer_is_that_of_local_training() -> None:
@@ -33,6 +33,10 @@ def test_what_does_not_suit_is_refused() -> None:
         (LocalSettings(clip_norm=1.0), "expected clip_norm 0, .* got 1.0"),
         (LocalSettings(proximal_mu=0.1), "expected proximal_mu 0, .* got 0.1"),
         (LocalSettings(side="a"), "expected side both, got a"),
+        (
+            LocalSettings(sample_privacy=SamplePrivacy(clip_norm=1.0, noise_multiplier=1.0)),
+            "expected no sample_privacy",
+        ),
     ):
         with pytest.raises(ConfigError, match=f"full-weight training: {message}"):
             FullSettings(local=bad, projection=None)

@@ -37,6 +37,7 @@ def test_the_dictionary_goes_through_json_and_holds_everything():
     fields = as_dict(CERTIFICATE)
     assert json.loads(json.dumps(fields, allow_nan=False)) == fields
     assert fields["queries_spent"] == 300
+    assert fields["verified_by_attacks"] is True
     assert fields["retrain_cpu_ratio"] == 8
     assert fields["verdict"]["decision"] == "pass"
     assert fields["verdict"]["checks"][0]["null"] == [0.50, 0.51, 0.52]
@@ -47,7 +48,7 @@ def test_the_dictionary_goes_through_json_and_holds_everything():
     assert set(fields) == {
         "format", "run", "client", "time", "method", "exactness", "fallen_back_from", "verdict", "queries",
         "queries_spent", "budget", "removal", "retraining", "retrain_cpu_ratio", "model_sha256", "purged",
-        "retained", "retention", "log_head",
+        "retained", "retention", "log_head", "verified_by_attacks",
     }  # fmt: skip
 
 
@@ -60,7 +61,8 @@ def test_what_does_not_apply_is_absent():
     assert absent.isdisjoint(fields)
     assert fields["queries_spent"] == 0
     text = to_markdown(bare)
-    assert "None was asked for." in text
+    assert fields["verified_by_attacks"] is False
+    assert "No verification by attacks was made: nothing was measured" in text
     assert "Retraining takes" not in text
     assert "Fallen back" not in text
     assert "Deletion log" not in text
@@ -98,6 +100,12 @@ def test_a_failure_is_not_worded_as_a_pass():
     assert "## Verification: fail" in text
     assert "LiRA AUC is 0.9, +0.39 from retrained models" in text
     assert "not the same as if the client had never taken part" in text
+
+
+def test_an_approximate_removal_promises_no_checks_that_were_not_made():
+    text = to_markdown(replace(CERTIFICATE, verdict=None, exactness="approximate"))
+    assert "approximate: not the same as if the client had never taken part\n" in text
+    assert "checks" not in text
 
 
 def test_nothing_is_kept_without_a_reason():

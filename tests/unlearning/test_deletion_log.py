@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import pytest
@@ -9,11 +10,8 @@ from fedllm_flwr.errors import ConfigError, VerificationError
 from fedllm_flwr.runs.atomic import write_bytes
 from fedllm_flwr.unlearning.deletion_log import (
     KEY_VARIABLE,
-    START,
     Head,
     append,
-    head_of,
-    public_pem,
     read_private_key,
     read_public_key,
     verify,
@@ -27,6 +25,16 @@ PUBLIC = KEY.public_key()
 def pem(key):
     form = serialization.PrivateFormat.PKCS8
     return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+
+
+def public_pem(key):
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_key().public_bytes(serialization.Encoding.PEM, form)
+
+
+def head_of(path):
+    lines = path.read_bytes().splitlines()
+    return Head(len(lines), hashlib.sha256(lines[-1]).hexdigest())
 
 
 @pytest.fixture
@@ -48,7 +56,6 @@ def lines_of(path):
 
 def test_entries_come_back_and_the_head_follows(tmp_path):
     path = tmp_path / "log"
-    assert head_of(path) == Head(0, START)
     heads = [add(path, client) for client in range(3)]
     assert [head.entries for head in heads] == [1, 2, 3]
     assert head_of(path) == heads[-1]
@@ -117,6 +124,15 @@ def test_a_log_that_was_signed_anew_is_found_by_its_head(log, tmp_path):
     assert len(verify(forged, PUBLIC)) == 5
     with pytest.raises(VerificationError, match="expected 5 entries up to hash"):
         verify(forged, PUBLIC, head=head_of(log))
+
+
+def test_an_entry_of_another_log_with_the_same_key_and_place_is_named(log, tmp_path):
+    other = tmp_path / "other"
+    for client in (0, 1, 4, 3):
+        add(other, client)
+    log.write_bytes(b"".join([*lines_of(log)[:3], lines_of(other)[3]]))
+    with pytest.raises(VerificationError, match="entry 3: expected index 3 after hash"):
+        verify(log, PUBLIC)
 
 
 def test_another_key_signs_nothing(log):

@@ -54,18 +54,10 @@ def test_what_was_written_comes_back_from_the_disk(ledger):
     assert again.participation() == {0: (1, 3), 1: (1, 2), 2: (1,), 3: (2, 3)}
 
 
-def test_sizes_are_those_of_the_files(ledger):
-    sizes = ledger.stored_bytes()
-    for client, total in sizes.items():
-        found = [p.stat().st_size for p in ledger.folder.rglob(f"client-{client:05d}.safetensors")]
-        assert sum(found) == total
-    assert set(sizes) == {0, 1, 2, 3}
-
-
 def test_a_forgotten_client_is_nowhere_and_the_others_are_untouched(ledger):
     before = files(ledger.folder)
-    freed = ledger.stored_bytes()[0]
-    assert ledger.forget(0) == freed
+    freed = sum(len(content) for name, content in before.items() if "client-00000" in name)
+    assert ledger.forget(0) == freed > 0
     after = files(ledger.folder)
     assert not any("client-00000" in name for name in after)
     assert set(before) - set(after) == {f"round-{r:04d}/client-00000.safetensors" for r in (1, 3)}

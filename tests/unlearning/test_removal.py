@@ -12,8 +12,6 @@ from fedllm_flwr.unlearning.removal import (
     check_request,
     exactness_of,
     merge,
-    replay,
-    retrain,
     rewind,
     shard_mean,
     shard_of,
@@ -97,55 +95,10 @@ def test_rounds_without_the_client_and_rounds_of_it_alone():
     without = Round(2, (Contribution(5, 2.0, np.array([4.0, 8.0])),))
     merged = merge(np.array([5.0, 10.0]), [alone, without], GONE)
     assert merged.tolist() == [4, 8]
-    assert replay(
-        np.zeros(2), [alone, without], GONE, lambda r, c, m: {5: np.array([1, 2.0])}
-    ).tolist() == [4, 8]
 
 
-@pytest.mark.parametrize(("steps", "share"), [(4, 1.0), (10, 0.25)])
-def test_replay_is_nearer_to_retraining_than_doing_nothing(twenty_rounds, steps, share):
-    """With fewer steps than the 10 of the training a little nearer, with all of them much; never there."""
-    full, rounds, retrained = twenty_rounds
-
-    def fresh(server_round, clients, model):
-        return {client: trained(client, model, steps) for client in clients}
-
-    replayed = replay(np.zeros(FEATURES), rounds, GONE, fresh)
-    assert 1e-3 < apart(replayed, retrained) < share * apart(full, retrained)
-
-
-def test_replay_with_old_lengths_of_its_own_is_retraining():
-    """Where the ledger is that of a training without the client, new updates have their old lengths already."""
-    retrained, rounds = federated(STAYED, 5)
-
-    def fresh(server_round, clients, model):
-        assert GONE not in clients
-        return {client: trained(client, model, steps=10) for client in clients}
-
-    replayed = replay(np.zeros(FEATURES), rounds, GONE, fresh)
-    np.testing.assert_allclose(replayed, retrained, atol=1e-12)
-
-
-def test_replay_keeps_lengths_and_takes_directions():
-    rounds = [
-        Round(
-            1,
-            (
-                Contribution(0, 1.0, np.array([3.0, 4.0])),
-                Contribution(1, 3.0, np.array([0.0, 1.0])),
-            ),
-        )
-    ]
-    made = {0: np.array([0.0, 0.1]), 1: np.zeros(2)}
-    assert replay(np.zeros(2), rounds, 9, lambda r, c, m: made).tolist() == [0, 1.25]
-
-
-def test_replay_names_what_a_client_did_not_give():
+def test_updates_of_another_size_are_refused():
     rounds = [Round(7, (Contribution(2, 1.0, np.ones(2)),))]
-    with pytest.raises(ShapeError, match=r"round 7, client 2: expected an update \[2\], got none"):
-        replay(np.zeros(2), rounds, 9, lambda r, c, m: {})
-    with pytest.raises(ShapeError, match=r"round 7, client 2: expected an update \[2\], got \[3\]"):
-        replay(np.zeros(2), rounds, 9, lambda r, c, m: {2: np.ones(3)})
     with pytest.raises(ShapeError, match=r"merge: round 7: expected updates \[3\], got \[2\]"):
         merge(np.zeros(3), rounds, 2)
 
@@ -159,24 +112,18 @@ def joined_late():
 
 def test_rewinding_gives_the_bytes_of_a_training_without_the_client():
     full, rounds = joined_late()
-    participation = {
-        c: tuple(r.server_round for r in rounds if c in [x.client for x in r.contributions])
-        for c in CLIENTS
-    }
+    touched = [r.server_round for r in rounds if GONE in [x.client for x in r.contributions]]
     saved = {2: federated(STAYED, 2)[0], 4: federated(STAYED, 4)[0], 8: federated(CLIENTS, 8)[0]}
-    plan = rewind(GONE, participation=participation, checkpoints=saved, num_rounds=9)
-    assert (plan.checkpoint, plan.kept_rounds, plan.repeated_rounds) == (4, 4, 5)
-    again = federated(STAYED, 9, saved[plan.checkpoint], first=plan.checkpoint + 1)[0]
+    begin = rewind(touched, saved)
+    assert (min(touched), begin) == (6, 4)
+    again = federated(STAYED, 9, saved[begin], first=begin + 1)[0]
     assert again.tobytes() == federated(STAYED, 9)[0].tobytes()
     assert again.tobytes() != full.tobytes()
 
 
 def test_rewinding_goes_back_to_the_start_where_nothing_older_was_saved():
-    plan = rewind(1, participation={1: (3, 5)}, checkpoints=(3, 4, 5), num_rounds=6)
-    assert plan == retrain(6)
-    assert rewind(1, participation={1: (5, 3)}, checkpoints=(2, 3), num_rounds=6).checkpoint == 2
-    with pytest.raises(ConfigError, match="took part, got client 2"):
-        rewind(2, participation={1: (3,)}, checkpoints=(), num_rounds=6)
+    assert rewind((3, 5), (3, 4, 5)) == 0
+    assert rewind((5, 3), (2, 3)) == 2
 
 
 def sharded(clients, num_shards=4):
