@@ -6,6 +6,10 @@ class FedLLMError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """One line, whatever a message from elsewhere put into it."""
+        return " ".join(super().__str__().splitlines())
+
 
 class ConfigError(FedLLMError):
     """The configuration or the input is wrong; nothing was started and nothing was written."""

@@ -125,7 +125,7 @@ def read(message: Message, key: str) -> tuple[dict[str, Any], dict[str, np.ndarr
     theirs = record.get("package-version")
     if theirs != __version__:
         raise WireError(
-            f"package version: this side runs {__version__}, the other side {theirs}; install the same one"
+            f"package version: this side runs {__version__}, the other side {theirs!s:.40}; install the same one"
         )
     try:
         body = json.loads(record["body"])

@@ -13,6 +13,7 @@ def test_every_error_is_of_the_family_and_says_what_it_means() -> None:
         assert issubclass(error, FedLLMError)
         assert error.__doc__
         assert str(error("client 3: expected 4, got 5")) == "client 3: expected 4, got 5"
+        assert str(error("group a\nb\r\nc: expected 4")) == "group a b c: expected 4"
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,16 @@ def test_another_version_of_the_package_is_an_error_that_shows_both() -> None:
         records.read(sent, records.INSTRUCTION)
 
 
+def test_a_version_that_is_no_version_is_shown_in_one_short_line() -> None:
+    sent = message(records.instruction({}, {}, "float32"))
+    sent.content[records.INSTRUCTION]["package-version"] = "9.9\n" + "9" * 500
+    with pytest.raises(
+        WireError, match=r"the other side 9\.9 9{36}; install the same one$"
+    ) as raised:
+        records.read(sent, records.INSTRUCTION)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("parts", "match"),
     [

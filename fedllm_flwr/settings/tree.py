@@ -57,11 +57,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         item = typing.get_args(hint)[0]
         return tuple(_convert(item, entry, f"{where}[{i}]") for i, entry in enumerate(value))
     if origin in (types.UnionType, typing.Union):
-        if value is None:
+        if value is None and types.NoneType in typing.get_args(hint):
             return None
         return _convert(_member(hint, value, where), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{where}: expected float, got an integer beyond its range") from None
     right = isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
     right = right and not (hint is float and not math.isfinite(value))
     require(right, f"{where}: expected {hint.__name__}, got {value!r}")

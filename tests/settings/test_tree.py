@@ -59,3 +59,25 @@ def test_require() -> None:
     require(True, "never seen")
     with pytest.raises(ConfigError, match=r"^said$"):
         require(False, "said")
+
+
+def test_an_integer_that_no_float_holds_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Rate:
+        rate: float
+
+    assert from_tree(Rate, {"rate": 3}, "") == Rate(3.0)
+    with pytest.raises(ConfigError, match="rate: expected float, got an integer beyond its range"):
+        from_tree(Rate, {"rate": 10**400}, "")
+
+
+def test_nothing_is_no_member_of_a_union_that_does_not_allow_it() -> None:
+    @dataclass(frozen=True)
+    class Holder:
+        pet: Cat | None
+        other: Cat | Dog
+
+    dog = {"name": "dog"}
+    assert from_tree(Holder, {"pet": None, "other": dog}, "").pet is None
+    with pytest.raises(ConfigError, match="other: expected a mapping, got None"):
+        from_tree(Holder, {"pet": None, "other": None}, "")

@@ -11,7 +11,7 @@ from fedllm_flwr.models.adapters import AdapterLayout
 from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.training.local import ClientJob, train
 from fedllm_flwr.training.settings import LocalSettings, SamplePrivacy
-from fedllm_flwr.unlearning.signs import project, sign_vector
+from fedllm_flwr.unlearning.signs import sign_vector
 
 HEAD = (7, 3, 11)
 ONE_STEP = LocalSettings(
@@ -37,7 +37,8 @@ def test_one_step_is_the_free_step_projected(
     kept = free * signs > 0
     np.testing.assert_array_equal(found[kept], (ran(backbone, job, settings))[kept])
     np.testing.assert_array_equal(found[~kept], job.adapter[~kept])
-    np.testing.assert_array_equal(project(found - job.adapter, signs), found - job.adapter)
+    moved = found - job.adapter
+    np.testing.assert_array_equal(np.where(moved * signs > 0, moved, 0), moved)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
