@@ -8,26 +8,24 @@ Axes: b rows of a batch, t tokens, d hidden size, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.models.backbone import Backbone
-from fedllm_flwr.models.generation_attention import FEW_ROWS, generation_kernels, plain_products
+from fedllm_flwr.models.generation_attention import generation_kernels
+from fedllm_flwr.models.generation_batch import CachedRows
 from fedllm_flwr.models.generation_rows import Finish, Listener, Row, Sample
 from fedllm_flwr.models.generation_sampling import Sampling, choose
 from fedllm_flwr.models.generation_start import (
     Adaptation,
     KeysAndValues,
-    new_cache,
     start_of,
     window_of,
 )
-from fedllm_flwr.models.heads import full_logits
 
 __all__ = [
     "Adaptation",
@@ -167,9 +165,7 @@ class Generator:
             ]
             for i, query in enumerate(queries)
         ]
-        with generation_kernels(self.backbone), self._adaptation.active(self.backbone):
-            if self._start is None:
-                self._start = start_of(self.backbone, self._adaptation)
+        with self.computing():
             for members in self._batches(queries):
                 prompts = [queries[i].token_ids[len(self.leading_ids) :] for i in members]
                 self._answer(prompts, [rows[i] for i in members], share_prefix)
@@ -177,6 +173,14 @@ class Generator:
             Answers(tuple(row.sample() for row in own), len(query.token_ids))
             for own, query in zip(rows, queries, strict=True)
         ]
+
+    @contextmanager
+    def computing(self) -> Iterator[KeysAndValues]:
+        """The model as the run has left it; gives what stands before every prompt, computed once."""
+        with generation_kernels(self.backbone), self._adaptation.active(self.backbone):
+            if self._start is None:
+                self._start = start_of(self.backbone, self._adaptation)
+            yield self._start
 
     def _batches(self, queries: Sequence[Query]) -> Iterator[list[int]]:
         """Queries that are computed together, of similar length.
@@ -220,14 +224,14 @@ class Generator:
                 growing = [growing[k] for k in kept]
             logits = state.step(torch.tensor([[tokens[k]] for k in kept]))
 
-    def _read(self, prompts: list[tuple[int, ...]], share_prefix: bool) -> tuple["_Batch", Tensor]:
+    def _read(
+        self, prompts: list[tuple[int, ...]], share_prefix: bool
+    ) -> tuple[CachedRows, Tensor]:
         """Compute the prompts; logits [b, V] of the token after each."""
-        cache = new_cache(self.backbone, self._start or ())
-        start = self._start[0][0].shape[2] if self._start else 0
         common = common_length(prompts) if share_prefix and len(prompts) > 1 else 0
         if common < MIN_SHARED_TOKENS:
             common = 0
-        state = _Batch(self.backbone, cache, start)
+        state = CachedRows(self.backbone, self._start or ())
         if common:
             state.read(torch.tensor([prompts[0][:common]]))
         if len(prompts) > 1:
@@ -240,75 +244,6 @@ class Generator:
             ids[k, longest - len(own) :] = own
             mask[k, longest - len(own) :] = 1
         return state, state.step(ids, mask)
-
-
-class _Batch:
-    """Rows that are computed together: their keys and values, and which columns of those are padding."""
-
-    def __init__(self, backbone: Backbone, cache: DynamicCache, length: int) -> None:
-        self._backbone, self._cache = backbone, cache
-        self._mask = torch.ones(1, length, dtype=torch.long, device=backbone.device)
-
-    def read(self, ids: Tensor) -> None:
-        """Go on with tokens [b, t] that nothing is predicted from."""
-        self._forward(ids, torch.ones_like(ids))
-
-    def step(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Go on with tokens [b, t], padded on the left; float32 logits [b, V] after the last one."""
-        states = self._forward(ids, torch.ones_like(ids) if mask is None else mask)
-        with _products(len(ids)):
-            return next_logits(self._backbone, states[:, -1].contiguous())
-
-    def repeat(self, count: int) -> None:
-        """From one row make several equal ones."""
-        self.select([0] * count)
-
-    def select(self, rows: list[int]) -> None:
-        """Keep these rows, some perhaps several times."""
-        if rows == list(range(len(self._mask))):
-            return
-        chosen = torch.tensor(rows, device=self._mask.device)
-        self._mask = self._mask[chosen]
-        self._cache.batch_select_indices(chosen)
-
-    def _forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Final hidden states [b, t, d]."""
-        device = self._backbone.device
-        before = self._mask.sum(1, keepdim=True)
-        own = mask.to(device)
-        self._mask = torch.cat([self._mask, own], dim=1)
-        positions = (before + own.cumsum(1) - 1).clamp_min(0)
-        padded = bool((self._mask == 0).any())
-        with _products(ids.numel()):
-            output = self._backbone.model.base_model(
-                input_ids=ids.to(device),
-                attention_mask=self._mask if padded else None,
-                position_ids=positions,
-                past_key_values=self._cache,
-                use_cache=True,
-            )
-        states: Tensor = output.last_hidden_state
-        return states
-
-
-def _products(rows: int) -> AbstractContextManager[None]:
-    """Float32 products that suit linear layers with so many rows."""
-    return plain_products() if rows < FEW_ROWS else nullcontext()
-
-
-def next_logits(backbone: Backbone, states: Tensor) -> Tensor:
-    """The model's logits [b, V] in float32 for final hidden states [b, d].
-
-    The states have to lie one after the other: a cut out of [b, t, d], as the model's own code makes it, lets torch
-    read the whole head once for every row.
-    """
-    transform = backbone.logit_transform
-    if transform is None:
-        return full_logits(backbone.model, states).float()
-    logits: Tensor = backbone.model.get_output_embeddings()(states).float() * transform.scale
-    if transform.softcap:
-        logits = (logits / transform.softcap).tanh() * transform.softcap
-    return logits
 
 
 def common_length(prompts: Sequence[tuple[int, ...]]) -> int:

@@ -140,7 +140,7 @@ def row_scores(
     choices = head_token_ids if label_token_ids is None else label_token_ids
     losses = np.zeros(len(rows))
     correct = np.full(len(rows), -1)
-    with _computing(backbone, rows, adapter, spec, delta, fixed_ids) as (hidden, extra):
+    with computing(backbone, rows, adapter, spec, delta, fixed_ids) as (hidden, extra):
         for members in by_length(rows, batch_tokens, extra):
             batch = [rows[i] for i in members]
             losses[members], correct[members] = _batch_scores(
@@ -180,17 +180,17 @@ def scores(
         ShapeError: The adapter has another size, or a row does not suit the place of the prompt.
     """
     found = np.zeros((len(rows), len(label_token_ids)), dtype=np.float32)
-    with _computing(backbone, rows, adapter, spec, delta, fixed_ids) as (hidden, extra):
+    with computing(backbone, rows, adapter, spec, delta, fixed_ids) as (hidden, extra):
         for members in by_length(rows, batch_tokens, extra):
             batch = [rows[i] for i in members]
-            states, _ = _states(backbone, hidden, batch)
+            states, _ = target_states(backbone, hidden, batch)
             states = states[_first(batch, states.device)]
             found[members] = _label_log_probabilities(backbone, states, label_token_ids)
     return found
 
 
 @contextmanager
-def _computing(
+def computing(
     backbone: Backbone,
     rows: Sequence[Encoded],
     adapter: np.ndarray | None,
@@ -200,7 +200,15 @@ def _computing(
 ) -> Iterator[tuple[Hidden, int]]:
     """Final hidden states with an adapter and a delta, if there are any, without gradient.
 
-    The number is that of the positions that each row takes beside one for each of its tokens.
+    The arguments are those of :func:`evaluate`, and so are the errors.
+
+    Yields:
+        What computes final hidden states [b, t, d] of token ids [b, t], and the positions that each row takes beside
+        one for each of its tokens.
+
+    Raises:
+        ConfigError: An adapter without its specification.
+        ShapeError: The adapter has another size, or a row does not suit the place of the prompt.
     """
     plain = not delta
     with torch.no_grad(), delta_active(backbone, delta or {}):
@@ -219,8 +227,16 @@ def _computing(
             yield stack.hidden, extra_positions(spec, reused)
 
 
-def _states(backbone: Backbone, hidden: Hidden, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
-    """Hidden states that predict the rows' targets, row after row, and those targets."""
+def target_states(
+    backbone: Backbone, hidden: Hidden, rows: Sequence[Encoded]
+) -> tuple[Tensor, Tensor]:
+    """Hidden states [n, d] that predict the rows' targets, row after row, and those targets [n].
+
+    Args:
+        backbone: The shared model.
+        hidden: As :func:`computing` gives it.
+        rows: One batch.
+    """
     batch = collate([Share(rows)], backbone.device)
     states = hidden(batch.input_ids).flatten(0, 1)
     return states.index_select(0, batch.positions), batch.targets
@@ -241,7 +257,7 @@ def _batch_scores(
     label_token_ids: tuple[int, ...] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Loss and correctness of each row, as in :func:`row_scores`."""
-    states, targets = _states(backbone, hidden, rows)
+    states, targets = target_states(backbone, hidden, rows)
     losses, best = backbone.row_scores(states, targets, head_token_ids)
     sums = np.zeros(len(rows))
     owners = np.repeat(np.arange(len(rows)), [len(row.targets) for row in rows])

@@ -25,9 +25,7 @@ from fedllm_flwr.models.generation import (
     Sampling,
     common_length,
     end_tokens,
-    next_logits,
 )
-from fedllm_flwr.models.loss import LogitTransform
 from fedllm_flwr.prompts import PromptSpec, Segment
 
 REF = ModelRef("tiny")
@@ -271,20 +269,6 @@ def test_the_common_beginning_leaves_a_token_to_each(
     prompts: list[tuple[int, ...]], length: int
 ) -> None:
     assert common_length(prompts) == length
-
-
-@pytest.mark.parametrize("scale_and_cap", [(1.0, 0.0), (0.5, 0.0), (1.0, 3.0), None])
-def test_logits_are_those_of_the_model(
-    scale_and_cap: tuple[float, float] | None, tiny: Backbone
-) -> None:
-    states = torch.randn(3, tiny.hidden_size, generator=torch.Generator().manual_seed(0))
-    plain = states @ tiny.head_weight().T
-    transform = None if scale_and_cap is None else LogitTransform(*scale_and_cap)
-    scale, cap = scale_and_cap or (1.0, 0.0)
-    wanted = cap * torch.tanh(plain * scale / cap) if cap else plain * scale
-    with torch.no_grad():
-        found = next_logits(replace(tiny, logit_transform=transform, _places={}), states)
-    torch.testing.assert_close(found, wanted)
 
 
 def test_end_tokens_are_those_of_model_and_tokenizer(tiny: Backbone) -> None:
