@@ -30,6 +30,7 @@ from fedllm_flwr.tasks.base import SPLITS, Task, TaskOptions
 from fedllm_flwr.tasks.catalog import load_task
 from fedllm_flwr.tasks.encode import Encoded, Encoder, Loss, build_encoder
 from fedllm_flwr.tasks.partitions import ClientRows, partition
+from fedllm_flwr.training.frozen_states import keep_at_most
 
 LOG = logging.getLogger(__name__)
 
@@ -173,6 +174,7 @@ def open_workspace(config_json: str) -> Workspace:
     config = run_config(json.loads(config_json))
     runtime = config.runtime
     torch.set_num_threads(runtime.threads)
+    keep_at_most(runtime.state_cache_mib)
     task = load_task(config.task.options(runtime.data_path), config.seed)
     work = Workspace(config, task, partition(task, config.partition, config.seed))
     if not work.is_split:

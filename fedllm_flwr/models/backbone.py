@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -159,7 +160,8 @@ class Backbone:
         """The frozen linear layers that target modules name.
 
         Args:
-            target_modules: Last parts of layer names, full layer names, or ``("all-linear",)``.
+            target_modules: Last parts of layer names, full layer names, patterns of full names with ``*``, ``?`` and
+                ``[…]`` as in file names, or ``("all-linear",)``.
 
         Returns:
             Layers by full name, sorted.
@@ -281,7 +283,9 @@ def match_targets(
         return tuple(names)
     chosen: set[str] = set()
     for target in target_modules:
-        hits = [name for name in names if name == target or name.endswith(f".{target}")]
+        hits = [
+            n for n in names if n == target or n.endswith(f".{target}") or fnmatchcase(n, target)
+        ]
         if not hits:
             known = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
             raise ConfigError(

@@ -26,7 +26,7 @@ class LoraSpec:
         rank: r, at least 1.
         alpha: Numerator of the scaling, > 0.
         dropout: Probability of dropping an input feature of the adapter in training, in [0, 1).
-        target_modules: Last parts of layer names, full layer names, or ``("all-linear",)``.
+        target_modules: As in :meth:`fedllm_flwr.models.backbone.Backbone.target_layers`.
         use_rslora: Scale by alpha / sqrt(r) instead of alpha / r.
 
     Raises:

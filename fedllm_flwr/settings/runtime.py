@@ -16,7 +16,10 @@ message, so that a run cannot point a node at a file."""
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Where a run executes. Nothing here changes what is computed beyond rounding (``cohort_tokens``, ``dtype``)."""
+    """Where a run executes.
+
+    Nothing here changes what is computed beyond rounding (``cohort_tokens``, ``state_cache_mib``, ``dtype``).
+    """
 
     name: Literal["loopback", "simulation", "deployment"]
     num_nodes: int = 2
@@ -26,6 +29,7 @@ class RuntimeConfig:
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     cohort_tokens: int = 512
+    state_cache_mib: int = 512
     clients_per_wave: int = 16
     node_wait_seconds: float = 120.0
     connection: str = ""
@@ -43,6 +47,10 @@ class RuntimeConfig:
         require(
             self.cohort_tokens >= 0,
             f"runtime.cohort_tokens: expected >= 0 (0 = serial), got {self.cohort_tokens}",
+        )
+        require(
+            self.state_cache_mib >= 0,
+            f"runtime.state_cache_mib: expected >= 0 (0 = off), got {self.state_cache_mib}",
         )
         require(
             self.gpus_per_worker >= 0,

@@ -67,6 +67,7 @@ class Batch:
         targets: What should be predicted there. [n]
         weights: Weight of each label token, float32. [n]
         owners: Index of the share that each label token belongs to. [n]
+        lengths: Tokens of each row, padding not counted; K * b numbers.
     """
 
     input_ids: Tensor
@@ -74,6 +75,7 @@ class Batch:
     targets: Tensor
     weights: Tensor
     owners: Tensor
+    lengths: tuple[int, ...]
 
 
 def label_tokens(rows: Iterable[Encoded]) -> int:
@@ -154,16 +156,19 @@ def collate(shares: Sequence[Share], device: torch.device) -> Batch:
     most = max(len(share.rows) for share in shares)
     length = max(share.length for share in shares)
     ids = np.full((len(shares) * most, length), PADDING_ID, dtype=np.int64)
+    lengths = [0] * len(ids)
     positions, targets, weights, owners = [], [], [], []
     for owner, share in enumerate(shares):
         weights.append(share.token_weights)
         for line, row in enumerate(share.rows, start=owner * most):
-            ids[line, : len(row.input_ids)] = row.input_ids
+            lengths[line] = len(row.input_ids)
+            ids[line, : lengths[line]] = row.input_ids
             positions.append(line * length + row.predict_from.astype(np.int64))
             targets.append(row.targets.astype(np.int64))
             owners.append(np.full(len(row.targets), owner, dtype=np.int64))
     parts = (np.concatenate(part) for part in (positions, targets, weights, owners))
-    return Batch(*(torch.from_numpy(array).to(device) for array in (ids, *parts)))
+    whole = [torch.from_numpy(array).to(device) for array in (ids, *parts)]
+    return Batch(whole[0], whole[1], whole[2], whole[3], whole[4], tuple(lengths))
 
 
 def by_length(rows: Sequence[Encoded], batch_tokens: int, extra: int = 0) -> Iterator[list[int]]:

@@ -6,7 +6,7 @@ says which models this path serves; every other model goes through transformers.
 Axes: as in `blocks`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,16 +122,18 @@ class LeanDecoder:
         keep: bool = False,
         to_inputs: bool = False,
         past: Sequence[Past] | None = None,
+        first: int = 0,
     ) -> tuple[Tensor, Tape]:
         """Compute the final hidden states, without automatic differentiation.
 
         Args:
-            inputs: Token ids [b, t], or their embeddings [b, t, d]; padded on the right. The rows of a client lie
-                together.
+            inputs: Token ids [b, t], or the states [b, t, d] that enter the first block computed, which are their
+                embeddings if that is block 0; padded on the right. The rows of a client lie together.
             adapters: In the order of the rows.
             keep: Whether :meth:`backward` will follow.
             to_inputs: Whether it shall give the gradient of the embeddings too.
             past: For each layer the keys and values of p tokens that come before every row.
+            first: The first block that is computed; no block below it may have an adapter.
 
         Returns:
             States [b, t, d] after the last norm, and the tape; the tape has no blocks unless kept.
@@ -140,9 +142,9 @@ class LeanDecoder:
         embedded = inputs if inputs.is_floating_point() else self._model.embed_tokens(inputs)
         states = embedded.flatten(0, 1)
         shape = self._attention_shape(states, rows, length, past[0][0].shape[1] if past else 0)
-        lowest = 0 if to_inputs else self._lowest(set(adapters.factors))
+        lowest = first if to_inputs else self.lowest(adapters.factors)
         tapes = []
-        for k, block in enumerate(self._blocks):
+        for k, block in enumerate(self._blocks[first:], start=first):
             states, tape = _block_forward(block, states, shape, adapters, past[k] if past else None)
             if keep and k >= lowest:
                 tapes.append(tape)
@@ -175,9 +177,19 @@ class LeanDecoder:
             _block_backward(block, flat, kept, tape.shape, (adapters, gradients), is_lowest=lowest)
         return flat.view_as(slope) if tape.to_inputs else None
 
-    def _lowest(self, names: set[str]) -> int:
+    def entering(self, input_ids: Tensor, block: int) -> Tensor:
+        """The states [b, t, d] that enter a block of the model without adapters; token ids as in :meth:`forward`."""
+        states = self._model.embed_tokens(input_ids).flatten(0, 1)
+        rows, length = input_ids.shape
+        shape = self._attention_shape(states, rows, length, 0)
+        for below in self._blocks[:block]:
+            states, _ = _block_forward(below, states, shape, NO_ADAPTERS, None)
+        return states.view(rows, length, -1)
+
+    def lowest(self, names: Iterable[str]) -> int:
         """Index of the first block that has one of these layers."""
-        found = (k for k, block in enumerate(self._blocks) if block.names & names)
+        wanted = set(names)
+        found = (k for k, block in enumerate(self._blocks) if block.names & wanted)
         return next(found, len(self._blocks))
 
     def _attention_shape(self, states: Tensor, rows: int, length: int, past: int) -> AttentionShape:

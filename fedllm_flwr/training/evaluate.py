@@ -21,7 +21,7 @@ from fedllm_flwr.training.batches import Share, by_length, collate
 from fedllm_flwr.training.prompt_stacks import check_rows, extra_positions, reused_tokens
 from fedllm_flwr.training.stacks import AdapterSpec, make_stack, plain_hidden
 
-Hidden = Callable[[Tensor], Tensor]
+Hidden = Callable[[Tensor, Sequence[int]], Tensor]
 BATCH_TOKENS = 1024
 """Padded positions of a batch: enough rows for matrix products to run at full speed, and no more memory."""
 
@@ -238,7 +238,7 @@ def target_states(
         rows: One batch.
     """
     batch = collate([Share(rows)], backbone.device)
-    states = hidden(batch.input_ids).flatten(0, 1)
+    states = hidden(batch.input_ids, batch.lengths).flatten(0, 1)
     return states.index_select(0, batch.positions), batch.targets
 
 

@@ -45,7 +45,7 @@ class HookedDecoder(LeanDecoder):
         norm = self._model.norm
         flat = slope.reshape(tape.last.shape)
         flat = rms_norm_backward(flat, tape.last, norm.weight, tape.inverse).to(tape.last.dtype)
-        lowest = self._lowest(set(receivers))
+        lowest = self.lowest(receivers)
         for index in reversed(range(lowest, len(self._blocks))):
             block, kept = self._blocks[index], tape.blocks.pop()
             _block_factors(block, flat, kept, tape.shape, receivers, is_lowest=index == lowest)

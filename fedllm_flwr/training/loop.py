@@ -192,7 +192,7 @@ def forward_backward(
     Returns:
         Weighted cross-entropy of each label token [n], in nats.
     """
-    hidden = stack.hidden(batch.input_ids)
+    hidden = stack.hidden(batch.input_ids, batch.lengths)
     states = hidden.detach().requires_grad_()
     chosen = states.flatten(0, 1).index_select(0, batch.positions)
     weighted = backbone.row_losses(chosen, batch.targets, head_token_ids) * batch.weights

@@ -40,7 +40,7 @@ class PeftPromptStack:
     def bind(self, clients: Sequence[int], dropout_seeds: Sequence[int]) -> None:
         """There is one client and no dropout."""
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
+    def hidden(self, input_ids: Tensor, lengths: Sequence[int] = ()) -> Tensor:
         """Through transformers; the states of virtual tokens are left out."""
         return self._attached.hidden(input_ids)
 

@@ -112,7 +112,7 @@ class PromptStack:
         """Choose clients; a prompt has no dropout."""
         self._bound = list(clients)
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
+    def hidden(self, input_ids: Tensor, lengths: Sequence[int] = ()) -> Tensor:
         """Compute with the prompts in place, and give the states of the rows' own tokens."""
         rows, length = input_ids.shape
         with torch.no_grad():

@@ -22,6 +22,7 @@ from fedllm_flwr.prompts import PromptSpec
 from fedllm_flwr.training.decoder import NO_ADAPTERS, Adapters, LeanDecoder, Tape
 from fedllm_flwr.training.find_decoder import find_decoder
 from fedllm_flwr.training.flat import FlatFactors
+from fedllm_flwr.training.frozen_states import entering_states
 from fedllm_flwr.training.peft_prompt_stacks import PeftPromptStack
 from fedllm_flwr.training.prompt_stacks import PromptStack
 from fedllm_flwr.training.settings import Side
@@ -48,8 +49,14 @@ class AdapterStack(Protocol):
     def bind(self, clients: Sequence[int], dropout_seeds: Sequence[int]) -> None:
         """Say which clients the next pass serves, and the seeds of their dropout masks."""
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """Final hidden states [b, t, d]; the rows of each bound client lie together."""
+    def hidden(self, input_ids: Tensor, lengths: Sequence[int] = ()) -> Tensor:
+        """Final hidden states [b, t, d].
+
+        Args:
+            input_ids: The rows of each bound client, which lie together, padded on the right. [b, t]
+            lengths: Tokens of each row; with them a stack may keep what of a row never changes. States of padding
+                are then others.
+        """
 
     def backward(self, hidden: Tensor, slope: Tensor) -> None:
         """Add the bound clients' gradients to their parameters.
@@ -115,8 +122,10 @@ def trains_alone(spec: AdapterSpec) -> bool:
     return bool(spec.dropout) or (isinstance(spec, PeftPromptSpec) and spec.alone)
 
 
-def plain_hidden(backbone: Backbone, *, plain_layers: bool = True) -> Callable[[Tensor], Tensor]:
-    """What computes final hidden states without any adapter, and without gradient.
+def plain_hidden(
+    backbone: Backbone, *, plain_layers: bool = True
+) -> Callable[[Tensor, Sequence[int]], Tensor]:
+    """What computes final hidden states without any adapter, and without gradient, from ids and rows' lengths.
 
     Args:
         backbone: The shared model.
@@ -124,8 +133,8 @@ def plain_hidden(backbone: Backbone, *, plain_layers: bool = True) -> Callable[[
     """
     decoder = find_decoder(backbone) if plain_layers else None
     if decoder is None:
-        return backbone.hidden
-    return lambda input_ids: decoder.forward(input_ids, NO_ADAPTERS)[0]
+        return lambda input_ids, lengths: backbone.hidden(input_ids)
+    return lambda input_ids, lengths: decoder.forward(input_ids, NO_ADAPTERS)[0]
 
 
 class LeanStack:
@@ -142,6 +151,7 @@ class LeanStack:
     ) -> None:
         self._decoder = decoder
         self._flat = FlatFactors(backbone, spec, side)
+        self._lowest = decoder.lowest(backbone.target_layers(spec.target_modules))
         device = backbone.device
         self._trained = torch.empty(num_clients, self._flat.trained_size, device=device)
         self._frozen = torch.empty(num_clients, self._flat.frozen_size, device=device)
@@ -172,15 +182,16 @@ class LeanStack:
         """Choose rows; there is no dropout here."""
         self._bound = list(clients)
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """Compute, and keep a tape where gradients are wanted."""
+    def hidden(self, input_ids: Tensor, lengths: Sequence[int] = ()) -> Tensor:
+        """Compute from the first adapted block on, and keep a tape where gradients are wanted."""
         everyone = self._bound == list(range(len(self._trained)))
         chosen = slice(None) if everyone else self._bound
         factors = self._flat.factors(self._trained[chosen], self._frozen[chosen])
         adapters = Adapters(factors, self._flat.scaling)
         keep = torch.is_grad_enabled()
         with torch.no_grad():
-            states, tape = self._decoder.forward(input_ids, adapters, keep=keep)
+            inputs, first = entering_states(self._decoder, input_ids, lengths, self._lowest)
+            states, tape = self._decoder.forward(inputs, adapters, keep=keep, first=first)
         self._pass = (adapters, tape)
         return states
 
@@ -224,7 +235,7 @@ class SingleStack:
         """Seed the masks."""
         self._attached.seed_dropout(dropout_seeds[0])
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
+    def hidden(self, input_ids: Tensor, lengths: Sequence[int] = ()) -> Tensor:
         """Through transformers."""
         return self._attached.backbone.hidden(input_ids)
 
@@ -259,7 +270,7 @@ class CohortStack:
         """Choose clients; adapters with dropout are never stacked."""
         self._cohort.bind(clients)
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
+    def hidden(self, input_ids: Tensor, lengths: Sequence[int] = ()) -> Tensor:
         """Through transformers."""
         return self._cohort.backbone.hidden(input_ids)
 

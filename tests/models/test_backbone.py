@@ -168,6 +168,9 @@ def test_target_layers(tiny: Backbone) -> None:
     assert names == sorted(names)
     assert len(names) == 4
     assert len(tiny.target_layers(("all-linear",))) == 14
+    assert list(tiny.target_layers(("*.layers.[1-9].*.[qv]_proj",))) == [
+        f"model.layers.1.self_attn.{each}_proj" for each in "qv"
+    ]
     assert list(tiny.target_layers(("model.layers.1.mlp.up_proj",))) == [
         "model.layers.1.mlp.up_proj"
     ]

@@ -12,6 +12,7 @@ from fedllm_flwr.settings.runtime import NODE_LOCAL_FIELDS, RuntimeConfig
     [
         ({"workers": 0}, r"runtime\.workers: expected >= 1, got 0"),
         ({"cohort_tokens": -1}, r"runtime\.cohort_tokens: expected >= 0 \(0 = serial\), got -1"),
+        ({"state_cache_mib": -1}, r"runtime\.state_cache_mib: expected >= 0 \(0 = off\), got -1"),
         ({"gpus_per_worker": -0.5}, r"runtime\.gpus_per_worker: expected >= 0"),
         ({"node_wait_seconds": 0.0}, r"runtime\.node_wait_seconds: expected > 0"),
     ],
