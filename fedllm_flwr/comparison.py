@@ -52,7 +52,8 @@ def predictor_baselines(config: RunConfig, journal: Journal) -> None:
     task = _task(config)
     clients = partition(task, config.partition, config.seed)
     train, validation = (
-        [r for c in clients for r in getattr(c, split)] for split in ("train", "validation")
+        [r for c in clients for r in getattr(c, split) if r.label is not None]  # a canary has none
+        for split in ("train", "validation")
     )
     tests = [client.test for client in clients]
     for name, result in (

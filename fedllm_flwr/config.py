@@ -142,6 +142,16 @@ def check_compatible(config: RunConfig) -> None:
             TASKS[config.task.name].kind != "instruction",
             f"task.loss=labels and task={config.task.name}: the task has no labels, use task.loss=vocabulary",
         )
+    if config.task.canaries:
+        require(
+            config.task.loss == "vocabulary",
+            f"task.canaries={config.task.canaries} and task.loss=labels: a secret is no label, use vocabulary",
+        )
+        require(
+            config.fairness.groups not in ("label", "inferred"),
+            f"task.canaries={config.task.canaries} and fairness.groups={config.fairness.groups}: the groups' names "
+            "would be secrets, use other groups or none",
+        )
     if config.selection == "best_validation":
         require(
             config.task.validation_rows != -1,

@@ -86,6 +86,11 @@ def test_bad_input_is_one_line(smoke: Smoke, override: str, match: str) -> None:
             "server_momentum=0.5 and strategy.server_optimizer=fedadagrad",
         ),
         (["task=headlines", "task.loss=labels"], "task.loss=labels and task=headlines"),
+        (["task.canaries=2"], "task.canaries=2 and task.loss=labels"),
+        (
+            ["task.canaries=2", "task.loss=vocabulary", "fairness.groups=label"],
+            "task.canaries=2 and fairness.groups=label",
+        ),
         (["selection=best_validation", "task.validation_rows=-1"], "no validation rows"),
         (
             ["runtime=deployment", "baselines=all"],

@@ -14,6 +14,7 @@ from fedllm_flwr.errors import ConfigError
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Kind = Literal["classification", "instruction"]
+ProbeForm = Literal["paraphrase", "choice", "statement", "pair"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,37 @@ def group_name(target: str, attribute: str) -> str:
     return f"{target}/{attribute}"
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A row that asks otherwise for what a training row taught; never trained on.
+
+    Attributes:
+        form: How: ``paraphrase`` (other words), ``choice`` (among answers that are named), ``statement`` (a sentence to
+            be ended) or ``pair`` (together with a fact of another client).
+        row_id: Of the training row.
+        row: What is asked, and the answer.
+    """
+
+    form: ProbeForm
+    row_id: str
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Canaries:
+    """Random secrets among the training rows of one client; see :mod:`fedllm_flwr.tasks.canaries`.
+
+    Attributes:
+        rows: One for each secret.
+        client: The partition id of the client that has them.
+        copies: How many times each is among its rows.
+    """
+
+    rows: tuple[Row, ...]
+    client: int
+    copies: int
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """A data set in three disjoint splits. Compared and hashed by identity: rows are never compared.
@@ -115,6 +147,8 @@ class Task:
         templates: At least one; the first is the default.
         attribute: How to ask for the attribute that, with the label, makes a row's group; None if there is none.
         series_width: Values of a step where a row's text is a numeric series; 0 = text.
+        probes: Other ways to ask for what training rows teach, if the task has any.
+        canaries: Secrets that one client gets beside its own rows, when rows are dealt; None = none.
     """
 
     name: str
@@ -125,6 +159,8 @@ class Task:
     templates: tuple[Template, ...]
     attribute: AttributeQuestion | None = None
     series_width: int = 0
+    probes: tuple[Probe, ...] = ()
+    canaries: Canaries | None = None
 
     def template(self, name: str) -> Template:
         """The template of that name; the empty name is the default.
@@ -166,6 +202,12 @@ class TaskOptions:
         domains: Sources of text (``vader_sentiment`` only); empty = all that the task offers.
         correlation: Share of the training and validation rows whose attribute agrees with their label
             (``spurious_sentiment`` only), in [0.5, 1).
+        clients: Natural clients that are generated (``author_facts`` only), >= 1.
+        authors: Authors whose facts each of them is trained on (``author_facts`` only), >= 1.
+        canaries: Random secrets to put among the training rows of one client; 0 = none. Only with the loss
+            ``vocabulary``: a secret is no label.
+        canary_client: The partition id of that client.
+        canary_copies: How many times each secret is among its rows, >= 1.
     """
 
     name: str
@@ -184,16 +226,29 @@ class TaskOptions:
     languages: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
     correlation: float = 0.95
+    clients: int = 8
+    authors: int = 4
+    canaries: int = 0
+    canary_client: int = 0
+    canary_copies: int = 4
 
     def __post_init__(self) -> None:
         """Make the options hashable and check the ranges.
 
         Raises:
-            ConfigError: A row count or the correlation is out of range.
+            ConfigError: A count or the correlation is out of range.
         """
         for field in ("labels", "languages", "domains"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        for field, least in (("train_rows", 0), ("validation_rows", -1), ("test_rows", 0)):
+        bounds = {
+            "train_rows": 0,
+            "validation_rows": -1,
+            "test_rows": 0,
+            "clients": 1,
+            "authors": 1,
+        }
+        bounds |= {"canaries": 0, "canary_client": 0, "canary_copies": 1}
+        for field, least in bounds.items():
             value = getattr(self, field)
             if value < least:
                 raise ConfigError(f"task.{field}: expected >= {least}, got {value}")

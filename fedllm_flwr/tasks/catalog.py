@@ -6,6 +6,8 @@ from functools import lru_cache
 
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.tasks import (
+    author_facts,
+    canaries,
     headlines,
     intents,
     reuters,
@@ -23,6 +25,8 @@ FILE_OPTIONS = frozenset(
     {"data_path", "instruction", "labels", "text_column", "label_column", "prompt_column"}
     | {"response_column", "client_column", "group_column"}
 )
+CANARY_OPTIONS = frozenset({"canaries", "canary_client", "canary_copies"})
+"""Read by :func:`load_task`, for the tasks that take them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +45,19 @@ class Entry:
 
 
 TASKS: dict[str, Entry] = {
-    "r8_topics": Entry(reuters.load, "classification"),
-    "vader_sentiment": Entry(vader.load, "classification", frozenset({"domains"})),
+    "r8_topics": Entry(reuters.load, "classification", CANARY_OPTIONS),
+    "vader_sentiment": Entry(vader.load, "classification", CANARY_OPTIONS | frozenset({"domains"})),
     "spurious_sentiment": Entry(spurious.load, "classification", frozenset({"correlation"})),
-    "intents": Entry(intents.load, "classification", frozenset({"languages"})),
-    "headlines": Entry(headlines.load, "instruction"),
+    "intents": Entry(intents.load, "classification", CANARY_OPTIONS | frozenset({"languages"})),
+    "headlines": Entry(headlines.load, "instruction", CANARY_OPTIONS),
+    "author_facts": Entry(author_facts.load, "instruction", frozenset({"clients", "authors"})),
     "level_routing": Entry(series_tasks.load_levels, "classification"),
     "mackey_glass": Entry(series_tasks.load_mackey_glass, "classification"),
     "csv": Entry(user_files.load_csv, None, FILE_OPTIONS),
     "jsonl": Entry(user_files.load_json_lines, None, FILE_OPTIONS),
     "parquet": Entry(user_files.load_parquet, None, FILE_OPTIONS),
     "dataset_folder": Entry(user_files.load_dataset_folder, None, FILE_OPTIONS),
-    "synthetic": Entry(synthetic.load, "classification"),
+    "synthetic": Entry(synthetic.load, "classification", CANARY_OPTIONS),
 }
 
 
@@ -76,7 +81,7 @@ def check_options(options: TaskOptions) -> None:
 
 @lru_cache(maxsize=8)
 def load_task(options: TaskOptions, seed: int) -> Task:
-    """The task with its rows, sampled down to the row counts of the options.
+    """The task with its rows, sampled down to the row counts of the options, and the canaries that are to join them.
 
     A task is loaded once in a process; the same options and seed give the same object.
 
@@ -103,4 +108,4 @@ def load_task(options: TaskOptions, seed: int) -> Task:
         split: subsample(rows, counts[split], seed, f"subsample-{split}")
         for split, rows in task.splits.items()
     }
-    return replace(task, splits=splits)
+    return replace(task, splits=splits, canaries=canaries.planted(options, seed))

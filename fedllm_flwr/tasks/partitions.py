@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.tasks.base import SPLITS, Row, Split, Task
+from fedllm_flwr.tasks.canaries import copies
 from fedllm_flwr.tasks.dealing import SCHEMES, deal
 from fedllm_flwr.tasks.sampling import shuffled
 
@@ -104,9 +105,9 @@ def partition(task: Task, options: PartitionOptions, seed: int) -> tuple[ClientR
         One entry for each client, sorted by partition id; natural clients are sorted by name.
 
     Raises:
-        ConfigError: There are fewer training rows than the clients need; the partition needs labels
-            or natural clients that the task lacks; ``num_clients`` is not the number of natural
-            clients; or no division gives every client enough training rows.
+        ConfigError: There is no such client as is to get the canaries; there are fewer training rows than the
+            clients need; the partition needs labels or natural clients that the task lacks; ``num_clients`` is not
+            the number of natural clients; or no division gives every client enough training rows.
     """
     scheme = SCHEMES[options.name]
     rows = [row for split in SPLITS for row in task.splits[split]]
@@ -122,6 +123,10 @@ def partition(task: Task, options: PartitionOptions, seed: int) -> tuple[ClientR
         )
     names = _natural_names(task, rows) if scheme.by == "client" else ()
     num_clients = _num_clients(task, options, names)
+    if task.canaries and task.canaries.client >= num_clients:
+        raise ConfigError(
+            f"task.canary_client: expected one of the {num_clients} clients, got {task.canaries.client}"
+        )
     sharing = 1 if options.name == "site" else num_clients
     _check_enough_rows(task, sharing, options.min_train_rows)
     spans, start = {}, 0
@@ -137,6 +142,10 @@ def partition(task: Task, options: PartitionOptions, seed: int) -> tuple[ClientR
             own = own[: options.most_rows(split) or None]
             kept[split] = tuple(
                 _named(row, task, partition_id % options.label_conventions) for row in own
+            )
+        if task.canaries and partition_id == task.canaries.client:
+            kept["train"] = tuple(
+                shuffled((*kept["train"], *copies(task.canaries)), seed, "canaries")
             )
         name = names[partition_id] if names else f"client {partition_id}"
         clients.append(ClientRows(partition_id=partition_id, name=name, **kept))

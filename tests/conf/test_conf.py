@@ -39,6 +39,7 @@ NEEDED = {
         "runtime=deployment",
     ],
     ("task", "headlines"): ["partition=iid"],
+    ("task", "author_facts"): ["partition=natural", "partition.num_clients=8"],
     ("task", "csv"): ["task.loss=labels"],
     ("method", "fedprompt"): ["strategy=prompt_mean"],
     ("strategy", "prompt_mean"): ["method=fedprompt"],
@@ -113,7 +114,7 @@ def test_together_the_leaves_of_a_group_offer_every_field(group: str) -> None:
 @pytest.mark.parametrize("leaf", LEAVES, ids=name_of)
 def test_a_leaf_composes_and_types(leaf: Path) -> None:
     group, name = leaf.parent.name, leaf.stem
-    loss = "vocabulary" if name == "headlines" else "labels"
+    loss = "vocabulary" if name in ("headlines", "author_facts") else "labels"
     extra = [f"task.loss={loss}"] if group == "task" else []
     wanted = [f"{group}={name}", *extra, *NEEDED.get((group, name), [])]
     if (group, name) == ("runtime", "deployment"):
