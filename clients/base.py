@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -106,6 +106,42 @@ def attempt(partition_id: int, what: str, function: Callable[[], T]) -> tuple[T 
         LOG.error("client %d: %s failed", partition_id, what, exc_info=True)
         kind = type(error).__name__
         return None, f"client {partition_id}: {what} failed ({kind}); the node's log says why"
+
+
+def beginnings(
+    asked: Asked, begin: Callable[[int], T]
+) -> tuple[dict[int, T], dict[int, dict[str, Any]]]:
+    """What every asked client begins its training with.
+
+    Args:
+        asked: The message, read.
+        begin: Makes it for one client.
+
+    Returns:
+        By client what ``begin`` has made, and the answers of the clients for which it failed.
+    """
+    begun: dict[int, T] = {}
+    infos: dict[int, dict[str, Any]] = {}
+    for partition_id in asked.partition_ids:
+        found, reason = attempt(partition_id, "start", lambda p=partition_id: begin(p))  # type: ignore[misc]
+        if found is None:
+            infos[partition_id] = {"partition-id": partition_id, "error": reason}
+        else:
+            begun[partition_id] = found
+    return begun, infos
+
+
+def answer_training(
+    asked: Asked,
+    message: Message,
+    infos: Mapping[int, Mapping[str, Any]],
+    parts: Mapping[str, np.ndarray],
+) -> Message:
+    """The reply to a training message: the answers of all asked clients in their order, and their parts."""
+    answers = [infos[partition_id] for partition_id in asked.partition_ids]
+    trained = sum(info.get("num-examples", 0) for info in answers)
+    content = records.answer({"clients": answers}, parts, asked.work.config.wire.uplink, trained)
+    return Message(content, reply_to=message)
 
 
 def start_sums(asked: Asked, partition_id: int, model: Adapted) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from flwr.app import Context, Message
 from clients.base import (
     Adapted,
     answer_evaluation,
+    answer_training,
     attempt,
+    beginnings,
     local_settings,
     start_sums,
     training_info,
@@ -36,16 +38,13 @@ def train(message: Message, context: Context) -> Message:
     asked = read(message, context)
     work, server_round, side = asked.work, int(asked.body["server-round"]), asked.body["side"]
     delta = _delta(asked)
-    jobs = [_job(asked, partition_id, server_round) for partition_id in asked.partition_ids]
-    firsts = [
-        start_sums(asked, job.partition_id, Adapted(job.adapter, job.spec, delta)) for job in jobs
-    ]
+    begun, infos = beginnings(asked, lambda p: _begin(asked, p, server_round, delta))
     settings = local_settings(work, float(asked.body["learning-rate"]), side)
     head = work.encoder().head_token_ids
+    jobs = [job for job, _ in begun.values()]
     results = train_jobs(work.backbone, jobs, settings, head_token_ids=head, delta=delta)
-    infos: list[dict[str, Any]] = []
     parts: dict[str, np.ndarray] = {}
-    for job, result, first in zip(jobs, results, firsts, strict=True):
+    for (job, first), result in zip(begun.values(), results, strict=True):
         info = training_info(result) | first
         if not result.error:
             sent, info["error"] = attempt(
@@ -54,12 +53,8 @@ def train(message: Message, context: Context) -> Message:
                 lambda j=job, r=result: _sent(asked, context, j, r, side),  # type: ignore[misc]
             )
             parts |= {f"{job.partition_id}/{name}": values for name, values in (sent or {}).items()}
-        infos.append(info)
-    trained = sum(info["num-examples"] for info in infos)
-    return Message(
-        records.answer({"clients": infos}, parts, work.config.wire.uplink, trained),
-        reply_to=message,
-    )
+        infos[job.partition_id] = info
+    return answer_training(asked, message, infos, parts)
 
 
 def evaluate(message: Message, context: Context) -> Message:
@@ -97,7 +92,7 @@ def start_factors(asked: Asked, partition_id: int, server_round: int) -> dict[st
     Without an adapter in the message it is a fresh seeded draw: A from the round's address, B = 0.
     """
     work = asked.work
-    spec = _method(work).spec(max(partition_id, 0))
+    spec = _method(work).spec(partition_id)
     if "adapter" not in asked.parts:
         seed = derive_seed(work.config.seed, "lora_a", server_round)
         return initial_factors(work.shapes, spec, seed)
@@ -128,9 +123,17 @@ def received_factors(asked: Asked, values: np.ndarray | None = None) -> dict[str
     return layout.unpack(flat, server.scaling, None if held == "both" else first)
 
 
+def _begin(
+    asked: Asked, partition_id: int, server_round: int, delta: Delta | None
+) -> tuple[ClientJob, dict[str, Any]]:
+    """What a client is about to train, and what it says of its groups before."""
+    job = _job(asked, partition_id, server_round)
+    return job, start_sums(asked, partition_id, Adapted(job.adapter, job.spec, delta))
+
+
 def _job(asked: Asked, partition_id: int, server_round: int) -> ClientJob:
     work = asked.work
-    spec = _method(work).spec(max(partition_id, 0))
+    spec = _method(work).spec(partition_id)
     start = start_factors(asked, partition_id, server_round)
     return ClientJob(
         partition_id=partition_id,
@@ -168,7 +171,7 @@ def _sent(
 ) -> dict[str, np.ndarray]:
     """A client's trained side as it travels; each side has a residual of its own."""
     work = asked.work
-    spec = _method(work).spec(max(job.partition_id, 0))
+    spec = _method(work).spec(job.partition_id)
     trained = Trained(
         values=_one_side(work, spec, result.adapter, side),
         received=_one_side(work, spec, job.adapter, side),

@@ -16,7 +16,9 @@ from flwr.app import Context, Message
 from clients.base import (
     Adapted,
     answer_evaluation,
+    answer_training,
     attempt,
+    beginnings,
     local_settings,
     start_sums,
     training_info,
@@ -27,7 +29,6 @@ from clients.outgoing import Trained, encoded_parts
 from clients.personal import PersonalStore
 from clients.sift import served, trains_alone
 from clients.workspace import Asked, Workspace, read
-from fedllm_flwr import records
 from fedllm_flwr.codecs import decode_difference
 from fedllm_flwr.errors import WireError
 from fedllm_flwr.models.prompt_start import embeddings_of, start_prompt
@@ -56,18 +57,7 @@ def train(message: Message, context: Context) -> Message:
     asked = read(message, context)
     server_round = int(asked.body["server-round"])
     store = _store(context, asked)
-    infos: dict[int, dict[str, Any]] = {}
-    begun: dict[int, Begun] = {}
-    for partition_id in asked.partition_ids:
-        found, reason = attempt(
-            partition_id,
-            "start",
-            lambda p=partition_id: _begin(asked, p, store, server_round),  # type: ignore[misc]
-        )
-        if found is None:
-            infos[partition_id] = {"partition-id": partition_id, "error": reason}
-        else:
-            begun[partition_id] = found
+    begun, infos = beginnings(asked, lambda p: _begin(asked, p, store, server_round))
     parts: dict[str, np.ndarray] = {}
     results = _train(asked, {p: one.start for p, one in begun.items()}, server_round)
     for result in results:
@@ -78,12 +68,7 @@ def train(message: Message, context: Context) -> Message:
             learned, reason = _kept(asked, context, result, server_round)
         parts |= {f"{partition_id}/{name}": values for name, values in learned.items()}
         infos[partition_id] = training_info(result) | begun[partition_id].info | {"error": reason}
-    answers = [infos[partition_id] for partition_id in asked.partition_ids]
-    trained = sum(info.get("num-examples", 0) for info in answers)
-    return Message(
-        records.answer({"clients": answers}, parts, asked.work.config.wire.uplink, trained),
-        reply_to=message,
-    )
+    return answer_training(asked, message, infos, parts)
 
 
 @dataclass(frozen=True, eq=False)

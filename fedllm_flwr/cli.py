@@ -1,5 +1,6 @@
 """``fedllm``: Hydra's command line over runs, sweeps and everything that can be done with a run directory."""
 
+import math
 import os
 import signal
 import sys
@@ -205,7 +206,8 @@ def _job(node: DictConfig) -> float | None:
         _JOBS.append((out_dir, str(error)))
         return None
     _JOBS.append((out_dir, ""))
-    return summary.get("accuracy", -summary["loss"])
+    # a run all of whose clients failed to answer its last evaluation has neither
+    return summary.get("accuracy", -summary.get("loss", math.inf))
 
 
 def _through_hydra(given: list[str]) -> int:

@@ -12,7 +12,7 @@ from fedllm_flwr.tasks.bag_of_words import majority, naive_bayes
 from fedllm_flwr.tasks.base import Task
 from fedllm_flwr.tasks.catalog import TASKS, load_task
 from fedllm_flwr.tasks.encode import build_encoder
-from fedllm_flwr.tasks.metrics import worst
+from fedllm_flwr.tasks.metrics import accuracies
 from fedllm_flwr.tasks.partitions import partition
 from strategies import Hosting, RoundStrategy, build_strategy
 from strategies.baselines import (
@@ -27,6 +27,7 @@ from strategies.baselines import (
     zero_shot,
 )
 from strategies.rounds import TooFewRepliesError
+from strategies.tally import client_figures
 
 
 def task_kind(config: RunConfig) -> str:
@@ -60,11 +61,11 @@ def predictor_baselines(config: RunConfig, journal: Journal) -> None:
         ("majority", majority(train, tests)),
         ("bag_of_words", naive_bayes(train, validation, tests)),
     ):
-        found = {
-            "accuracy": result.overall.accuracy,
-            "worst_client_accuracy": worst(result.clients),
-        }
         if name in missing:
+            found = {
+                "accuracy": result.overall.accuracy,
+                **client_figures(accuracies(result.clients)),
+            }
             journal.run.append({"kind": "baseline", "name": name, **found, "detail": result.detail})
 
 
@@ -139,7 +140,12 @@ def best_learning_rate(
             journal.note(
                 f"{name}: learning rate {rate:g} scores {tried[rate]:.3f} on validation rows"
             )
-    return max(rates, key=lambda rate: tried[rate])
+    best = max(rates, key=lambda rate: tried[rate])
+    if tried[best] == -math.inf:
+        journal.note(
+            f"{name}: no learning rate has a figure on validation rows; {best:g} is the first"
+        )
+    return best
 
 
 def _trial(

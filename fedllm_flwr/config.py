@@ -158,6 +158,10 @@ def check_compatible(config: RunConfig) -> None:
             "selection=best_validation and task.validation_rows=-1: there are no validation rows to choose on",
         )
     require(
+        len(config.baselines.learning_rates) < 2 or config.task.validation_rows != -1,
+        "baselines.learning_rates and task.validation_rows=-1: there are no validation rows to choose a rate on",
+    )
+    require(
         strategy.weighting == "examples" or config.fairness.name in ("none", "q_ffl"),
         f"strategy.weighting={strategy.weighting} and fairness={config.fairness.name}: the objective weighs rows, "
         "and so clients by their examples, use weighting=examples",
@@ -247,6 +251,11 @@ def _check_prompts(config: "RunConfig", method: FedPromptConfig) -> None:
         require(
             method.cluster_length == 0,
             "fairness=q_ffl and method.cluster_length > 0: q-FFL merges one shared prompt",
+        )
+        require(
+            config.client.schedule == "constant" or config.client.minimum_fraction > 0,
+            f"fairness=q_ffl, client.schedule={config.client.schedule} and client.minimum_fraction=0: the last round's "
+            "learning rate is 0, and q-FFL takes its inverse, use minimum_fraction > 0",
         )
     require(
         method.trainer == "gradient" or config.fairness.name == "none",

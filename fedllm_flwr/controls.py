@@ -16,9 +16,10 @@ from fedllm_flwr.reservoir.linear import logistic_on_states
 from fedllm_flwr.settings.methods import FedResPromptConfig
 from fedllm_flwr.tasks.base import Row, Split
 from fedllm_flwr.tasks.catalog import load_task
-from fedllm_flwr.tasks.metrics import count_correct, pooled, worst
+from fedllm_flwr.tasks.metrics import accuracies, count_correct, pooled
 from fedllm_flwr.tasks.partitions import partition
 from fedllm_flwr.tasks.series_tasks import last_value_classes
+from strategies.tally import client_figures
 
 LOGISTIC, PERSISTENCE = "logistic_on_states", "persistence"
 
@@ -64,7 +65,7 @@ def _add(
     clients = [
         count_correct(own, _labels(rows)) for own, rows in zip(predicted, tests, strict=True)
     ]
-    found = {"accuracy": pooled(clients).accuracy, "worst_client_accuracy": worst(clients)}
+    found = {"accuracy": pooled(clients).accuracy, **client_figures(accuracies(clients))}
     journal.run.append({"kind": "baseline", "name": name, **found, "detail": detail})
 
 

@@ -308,7 +308,7 @@ def summarise(
         "worst_decile_accuracy",
         "mean_client_accuracy",
         "worst_group_accuracy",
-        "group_gap",
+        "max_group_gap",
         "bits_per_character",
         "validation_accuracy",
         "reconstruction_r2",

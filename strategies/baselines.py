@@ -15,6 +15,7 @@ from fedllm_flwr import records
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.settings.methods import FedLoraConfig, FedPromptConfig, FedResPromptConfig
 from fedllm_flwr.settings.privacy import NoPrivacy
+from fedllm_flwr.settings.robust import RobustConfig
 from fedllm_flwr.settings.unlearning import UnlearningConfig
 from fedllm_flwr.settings.wire import WireConfig
 from fedllm_flwr.unlearning.ledger import Contribution
@@ -122,6 +123,7 @@ def unfederated(config: RunConfig, learning_rate: float, num_rounds: int) -> Run
         wire=WireConfig(name="float32"),
         fairness=dataclasses.replace(config.fairness, name="none"),
         privacy=NoPrivacy(name="none"),
+        robust=RobustConfig(name="none"),
         unlearning=UnlearningConfig(name="none"),
         num_rounds=num_rounds,
         evaluate_every=num_rounds,
@@ -145,17 +147,20 @@ def zero_shot(
     """Evaluate the plain backbone under each template; the one that is best on validation rows is tested.
 
     Returns:
-        Figures of the test rows, and ``detail`` that names the template.
+        Figures of the test rows, and ``detail`` that names the template and says how it was chosen.
     """
     scores = {
         template: score(plain_model(config, hosting, recorder, kind, template, "validation"))
-        for template in templates
+        for template in (templates if len(templates) > 1 else ())
     }
-    best = max(scores, key=lambda name: scores[name])
-    return {
-        **plain_model(config, hosting, recorder, kind, best, "test"),
-        "detail": f"template {best}, the best of {len(scores)} on validation rows",
-    }
+    best, how = templates[0], "the only one"
+    if any(value > -math.inf for value in scores.values()):
+        best = max(scores, key=lambda name: scores[name])
+        how = f"the best of {len(scores)} on validation rows"
+    elif scores:
+        how = f"the first of {len(scores)}: no validation rows to choose on"
+    found = plain_model(config, hosting, recorder, kind, best, "test")
+    return {**found, "detail": f"template {best or 'by default'}, {how}"}
 
 
 def local_tuning(

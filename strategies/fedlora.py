@@ -124,7 +124,7 @@ class FedLora(RoundStrategy):
 
     def start_of(self, partition_id: int, server_round: int) -> Start:
         """Where a client began the round, on the side that the round trains, at its own rank and scaling."""
-        spec = self.method.spec(max(partition_id, 0))
+        spec = self.method.spec(partition_id)
         if spec not in self._starts:
             self._starts[spec] = self._start(spec, server_round)
         return self._starts[spec]
@@ -163,7 +163,7 @@ class FedLora(RoundStrategy):
             may_withhold=self.config.privacy.name == "sample",
         )
         weight = self.weight_of(reply, figures["num_examples"])
-        spec = self.method.spec(max(reply.partition_id, 0))
+        spec = self.method.spec(reply.partition_id)
         layout = self._layout_of(reply.partition_id, server_round)
         self._rule.add(self._beside(flat, layout, spec.scaling), weight, reply.partition_id)
         record = {"kind": "client", "round": server_round, "partition_id": reply.partition_id}
@@ -220,7 +220,7 @@ class FedLora(RoundStrategy):
 
     def _layout_of(self, partition_id: int, server_round: int) -> AdapterLayout:
         """Of what a client trains and sends in a round."""
-        rank = self.method.spec(max(partition_id, 0)).rank
+        rank = self.method.spec(partition_id).rank
         return AdapterLayout(self.shapes, rank, trained_side(self.method.sharing, server_round))
 
     def _known(self, name: str, values: np.ndarray) -> tuple[np.ndarray, Shapes]:

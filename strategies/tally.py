@@ -78,17 +78,25 @@ class SplitTally:
         found = self.whole.figures(kind)
         if kind != "classification":
             return found
-        if self.own:
-            found |= client_figures(self.own)
+        found |= client_figures(self.own)
         large = [g.correct / g.total for g in self.groups.values() if g.total >= MIN_GROUP_ROWS]
         if large:
             found["worst_group_accuracy"] = min(large)
-            found["group_gap"] = max(large) - min(large)
+            found["max_group_gap"] = max(large) - min(large)
         return found
 
 
 def client_figures(own: Sequence[float]) -> dict[str, float]:
-    """Mean over clients, the worst client, and the mean of the worst tenth of the clients (at least one)."""
+    """Mean over clients, the worst client, and the mean of the worst tenth of the clients (at least one).
+
+    Args:
+        own: Accuracy of each client that has rows; without any there are no figures.
+
+    Source:
+        Li et al. 2020 (q-FFL), section 4, for the worst tenth.
+    """
+    if not own:
+        return {}
     ordered = sorted(own)
     decile = ordered[: max(1, math.ceil(WORST_SHARE * len(ordered)))]
     return {
@@ -104,7 +112,7 @@ def checked_splits(
     """A client's evaluation sums by split, each of them a number.
 
     Raises:
-        WireError: The client did not answer, or a sum is absent or not finite.
+        WireError: The client did not answer, or a sum is absent, not finite, or impossible.
     """
     if reply.error:
         raise WireError(reply.error)
@@ -123,7 +131,7 @@ def checked_groups(
     """A client's evaluation sums by split and group; empty if it sends none.
 
     Raises:
-        WireError: A sum is absent or not finite.
+        WireError: A sum is absent, not finite, or impossible.
     """
     splits: Any = reply.info.get("groups", {})
     if not isinstance(splits, dict) or not all(isinstance(s, dict) for s in splits.values()):
@@ -141,7 +149,12 @@ def checked_groups(
 def _checked(who: str, sums: Any) -> dict[str, Any]:
     if not isinstance(sums, dict):
         raise WireError(f"{who}: expected sums by name, got {sums!r:.60}")
-    return {
+    found = {
         name: checked_number(who, sums, name, whole=name != "loss_sum")
         for name in Tally.__dataclass_fields__
     }
+    if min(found.values()) < 0 or found["correct"] > min(found["total"], found["label_tokens"]):
+        raise WireError(
+            f"{who}: expected sums >= 0 and no more correct than total rows and label tokens, got {found}"
+        )
+    return found

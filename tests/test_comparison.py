@@ -143,6 +143,18 @@ def test_a_rate_that_breaks_training_down_is_the_worst_of_all(
     assert math.isfinite(tried[0.02])
 
 
+def test_where_no_rate_can_be_judged_the_run_says_so(
+    micro: Fixture, edge_grid: Fixture, tmp_path: Path
+) -> None:
+    config = micro("num_rounds=1", "baselines.learning_rates=[3e38,2e38]")
+    run = RunDirectory.create(tmp_path / "run", {})
+    stage = Stage(config, edge_grid(), run)
+    kind = "classification"
+    found = best_learning_rate(config, stage.hosting, stage.journal, "federated", kind)
+    assert found == 3e38
+    assert "no learning rate has a figure on validation rows" in run.records("event")[-1]["text"]
+
+
 def test_without_rates_to_try_the_configured_one_is_used(
     micro: Fixture, edge_grid: Fixture, tmp_path: Path
 ) -> None:
@@ -162,7 +174,10 @@ def test_predictors_learn_from_the_rows_that_the_clients_train_on(
     assert len(train) <= 12
     validation = [row for client in clients for row in client.validation]
     tests = [client.test for client in clients]
-    found = {record["name"]: record["accuracy"] for record in stage.run.records("baseline")}
+    records_of = {record["name"]: record for record in stage.run.records("baseline")}
+    clients_figures = {"worst_client_accuracy", "worst_decile_accuracy", "mean_client_accuracy"}
+    assert all(clients_figures <= set(record) for record in records_of.values())
+    found = {name: record["accuracy"] for name, record in records_of.items()}
     assert found == {
         "majority": majority(train, tests).overall.accuracy,
         "bag_of_words": naive_bayes(train, validation, tests).overall.accuracy,

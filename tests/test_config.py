@@ -93,6 +93,20 @@ def test_bad_input_is_one_line(smoke: Smoke, override: str, match: str) -> None:
         ),
         (["selection=best_validation", "task.validation_rows=-1"], "no validation rows"),
         (
+            ["baselines.learning_rates=[0.1,0.2]", "task.validation_rows=-1"],
+            "baselines.learning_rates and task.validation_rows=-1: there are no validation rows",
+        ),
+        (
+            [
+                "method=fedprompt",
+                "strategy=prompt_mean",
+                "fairness=q_ffl",
+                "client.schedule=cosine",
+                "client.minimum_fraction=0",
+            ],
+            "fairness=q_ffl, client.schedule=cosine and client.minimum_fraction=0",
+        ),
+        (
             ["runtime=deployment", "baselines=all"],
             "baselines.centralised=true and runtime=deployment",
         ),

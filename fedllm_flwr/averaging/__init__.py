@@ -27,7 +27,7 @@ from fedllm_flwr.averaging.low_rank import (
 )
 from fedllm_flwr.averaging.mean import RunningMean
 from fedllm_flwr.averaging.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer, State
-from fedllm_flwr.averaging.weights import Weighting, client_weight, shares
+from fedllm_flwr.averaging.weights import Weighting, client_weight
 
 __all__ = [
     "SERVER_OPTIMIZERS",
@@ -54,5 +54,4 @@ __all__ = [
     "rescale",
     "residual",
     "resize",
-    "shares",
 ]

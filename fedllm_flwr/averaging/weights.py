@@ -3,11 +3,10 @@
 Weights are unnormalised: a mean adds them up as clients come in and divides by their total at the end.
 """
 
-from collections.abc import Mapping
 from typing import Literal, get_args
 
 from fedllm_flwr.averaging.checks import check_weight
-from fedllm_flwr.errors import ConfigError, WireError
+from fedllm_flwr.errors import ConfigError
 
 Weighting = Literal["examples", "uniform"]
 
@@ -37,25 +36,3 @@ def client_weight(weighting: Weighting, num_examples: float, *, client: int | st
         raise ConfigError(f"weighting: expected one of {known}, got {weighting!r}")
     checked = check_weight(num_examples, f"client {client}")
     return checked if weighting == "examples" else 1.0
-
-
-def shares(weights: Mapping[int, float]) -> dict[int, float]:
-    """Each client's share of the total weight.
-
-    Args:
-        weights: Unnormalised weight by partition id, each > 0.
-
-    Returns:
-        Share by partition id in the same order; the shares sum to 1.
-
-    Raises:
-        WireError: A weight is not positive and finite (names the client), or there is no client, so that the total
-            is zero.
-    """
-    checked = {
-        client: check_weight(weight, f"client {client}") for client, weight in weights.items()
-    }
-    if not checked:
-        raise WireError("weights: expected at least one client, got none (the total weight is 0)")
-    total = sum(checked.values())
-    return {client: weight / total for client, weight in checked.items()}

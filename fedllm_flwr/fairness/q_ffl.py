@@ -100,8 +100,8 @@ class QFairMean:
         base = np.float64(loss + LEAST_LOSS)
         with np.errstate(over="ignore"):
             factor, slope = float(base**self._q), float(self._q * base ** (self._q - 1))
-        if not (math.isfinite(factor) and math.isfinite(slope)):
+        if not (0 < factor < math.inf and math.isfinite(slope)):
             raise WireError(
-                f"{who}: start loss: expected one whose power q={self._q:g} is finite, got {loss}"
+                f"{who}: start loss: expected one whose power q={self._q:g} is above 0 and finite, got {loss}"
             )
         return factor, slope

@@ -42,7 +42,12 @@ class FedLoraConfig:
         require(0 <= self.dropout < 1, f"method.dropout: expected in [0, 1), got {self.dropout}")
 
     def spec(self, partition_id: int) -> LoraSpec:
-        """The adapter that one client trains (rank and alpha may be its own)."""
+        """The adapter that one client trains (rank and alpha may be its own).
+
+        Below 0 stands nobody's own rows: all rows together, or a mean of all clients. They have the server's.
+        """
+        if partition_id < 0:
+            return self.server_spec()
         rank = (
             self.client_ranks[partition_id % len(self.client_ranks)]
             if self.client_ranks

@@ -5,7 +5,7 @@ never a mean of means, and clients with few rows weigh what they should.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -72,45 +72,9 @@ def pooled(parts: Sequence[Counts]) -> Counts:
     return Counts(sum(part.correct for part in parts), sum(part.total for part in parts))
 
 
-def worst(parts: Sequence[Counts]) -> float:
-    """Lowest accuracy among the parts that have rows; NaN when none has."""
-    return min((part.accuracy for part in parts if part.total), default=math.nan)
-
-
-def worst_decile(parts: Sequence[Counts]) -> float:
-    """Mean accuracy of the worst tenth of the clients that have rows, at least one client.
-
-    Args:
-        parts: Counts of each client.
-
-    Returns:
-        The unweighted mean in [0, 1]; NaN when no client has rows.
-
-    Source:
-        Li et al. 2020 (q-FFL), section 4: accuracy of the worst 10 % of devices.
-    """
-    ranked = sorted(part.accuracy for part in parts if part.total)
-    lowest = ranked[: math.ceil(len(ranked) / 10)]
-    return sum(lowest) / len(lowest) if lowest else math.nan
-
-
-def largest_gap(parts: Mapping[str, Counts]) -> float:
-    """Highest minus lowest accuracy among groups that have rows; NaN when none has."""
-    figures = [part.accuracy for part in parts.values() if part.total]
-    return max(figures) - min(figures) if figures else math.nan
-
-
-def bits_per_character(loss_sum: float, characters: int) -> float:
-    """Code length of the target texts; comparable between models with different vocabularies.
-
-    Args:
-        loss_sum: Sum of -ln p over all target tokens, in nats.
-        characters: Characters of all target texts.
-
-    Returns:
-        Bits per character; NaN when there are no characters.
-    """
-    return loss_sum / (math.log(2) * characters) if characters else math.nan
+def accuracies(parts: Sequence[Counts]) -> list[float]:
+    """Accuracy of each part that has rows, in their order."""
+    return [part.accuracy for part in parts if part.total]
 
 
 def count_correct(predictions: np.ndarray, labels: np.ndarray) -> Counts:

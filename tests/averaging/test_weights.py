@@ -1,8 +1,6 @@
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from fedllm_flwr.averaging import client_weight, shares
+from fedllm_flwr.averaging import client_weight
 from fedllm_flwr.errors import ConfigError, WireError
 
 
@@ -21,22 +19,3 @@ def test_a_client_without_a_proper_number_of_examples_is_named(weighting, num_ex
 def test_an_unknown_weighting_lists_the_known_ones():
     with pytest.raises(ConfigError, match="expected one of examples, uniform, got 'median'"):
         client_weight("median", 64, client=3)
-
-
-def test_shares_by_hand():
-    assert shares({0: 1, 4: 3, 2: 4}) == {0: 0.125, 4: 0.375, 2: 0.5}
-
-
-@given(st.dictionaries(st.integers(0, 99), st.floats(1e-6, 1e6), min_size=1))
-@settings(deadline=None)
-def test_shares_sum_to_one_and_keep_the_order_of_clients(weights):
-    result = shares(weights)
-    assert list(result) == list(weights)
-    assert sum(result.values()) == pytest.approx(1, abs=1e-12)
-
-
-def test_shares_refuse_a_bad_weight_and_a_zero_total():
-    with pytest.raises(WireError, match=r"client 4: weight: .*got -3"):
-        shares({0: 1, 4: -3})
-    with pytest.raises(WireError, match=r"got none \(the total weight is 0\)"):
-        shares({})

@@ -227,3 +227,17 @@ def test_the_proximal_term_keeps_clients_near_their_start(micro: Fixture, ask: F
         _, parts = train(ask, micro(*sgd, f"client.proximal_mu={mu}"), [0], adapter)
         distances.append(np.linalg.norm(parts["0/adapter"] - adapter))
     assert distances[1] < 0.9 * distances[0]
+
+
+def test_a_client_that_cannot_begin_says_so_in_its_own_place(micro: Fixture, ask: Fixture) -> None:
+    config = micro(
+        "fairness=group_dro", "fairness.groups=inferred"
+    )  # the task has nothing to infer
+    infos, parts = train(ask, config, [2, 0], server_adapter(config), group_weights={})
+    assert [info["partition-id"] for info in infos] == [2, 0]
+    assert parts == {}
+    for info in infos:
+        client = info["partition-id"]
+        assert (
+            info["error"] == f"client {client}: start failed (ConfigError); the node's log says why"
+        )

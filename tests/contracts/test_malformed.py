@@ -196,7 +196,7 @@ def test_figures_are_finite_numbers_or_refused(name: str, value: Any) -> None:
 
 @MANY
 @given(data=st.data(), value=VALUES)
-def test_sums_of_an_evaluation_are_finite_numbers_or_refused(
+def test_sums_of_an_evaluation_are_possible_numbers_or_refused(
     data: st.DataObject, value: Any
 ) -> None:
     info: dict[str, Any] = {"splits": {"test": dict(SUMS)}, "groups": {"test": {"a": dict(SUMS)}}}
@@ -213,3 +213,5 @@ def test_sums_of_an_evaluation_are_finite_numbers_or_refused(
     splits, groups = found
     for sums in (splits["test"], *groups["test"].values()):
         assert all(math.isfinite(number) for number in sums.values())
+        assert 0 <= sums["correct"] <= sums["total"]
+        assert min(sums.values()) >= 0

@@ -90,7 +90,13 @@ def test_a_loss_of_zero_is_no_division_by_zero():
         (np.array([np.nan, 0.0]), 1.0, 1.0, WireError, "expected finite values, got 1 of 2"),
         (np.zeros(2), -0.1, 1.0, WireError, "start loss: expected a finite number >= 0, got -0.1"),
         (np.zeros(2), np.inf, 1.0, WireError, "start loss: expected a finite number >= 0, got inf"),
-        (np.zeros(2), 1e200, 1.0, WireError, "start loss: expected one whose power q=2 is finite"),
+        (
+            np.zeros(2),
+            1e200,
+            1.0,
+            WireError,
+            "start loss: expected one whose power q=2 is above 0 and finite",
+        ),
         (np.zeros(2), 1.0, 0.0, WireError, "weight: expected a number above 0"),
     ],
 )
@@ -113,3 +119,13 @@ def test_impossible_settings_and_an_empty_cohort_are_refused():
         QFairMean(1, q=1.0, learning_rate=0.0)
     with pytest.raises(WireError, match="expected at least one client, got none"):
         QFairMean(1, q=1.0, learning_rate=RATE).result()
+
+
+def test_a_loss_whose_power_vanishes_is_refused_and_does_not_make_the_step_nan():
+    mean = QFairMean(1, q=60.0, learning_rate=RATE)
+    with pytest.raises(
+        WireError, match="client 7: start loss: expected one whose power q=60 is above 0"
+    ):
+        mean.add(np.ones(1), 0.0, client=7)
+    mean.add(np.ones(1), 1.0)
+    assert np.isfinite(mean.result()).all()

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedllm_flwr import records
@@ -88,6 +89,32 @@ def test_what_is_not_shared_takes_no_part_in_an_unfederated_run(micro: Fixture) 
     assert (alone.num_rounds, alone.evaluate_every) == (2, 2)
     same = ("client", "task", "partition", "model", "seed")
     assert all(getattr(alone, name) == getattr(config, name) for name in same)
+
+
+def test_a_robust_mean_of_many_is_no_mean_of_one(micro: Fixture, run: Fixture) -> None:
+    config = micro(
+        "strategy.weighting=uniform", "robust=norm_bound", "robust.norm_bound=1e-6", "num_rounds=1",
+        "evaluate_every=1",
+    )  # fmt: skip
+    free = micro("strategy.weighting=uniform", "num_rounds=1", "evaluate_every=1")
+    assert unfederated(config, 0.02, 1).robust.name == "none"
+    bound, plain = (run(local_only, unfederated(c, 0.02, 1))[0] for c in (config, free))
+    assert bound == plain, "what a client learns alone is bounded by nobody"
+
+
+def test_pooled_rows_train_the_servers_adapter_and_not_that_of_the_first_client(
+    micro: Fixture, run: Fixture
+) -> None:
+    config = micro("method.client_ranks=[1,4]", "method.client_alphas=[1.0,8.0]", "num_rounds=1")
+    _, grid = run(centralised, unfederated(config, 0.02, 1))
+    [reply] = [r for r in grid.replies if r.metadata.message_type == "train"]
+    flat = records.read(reply, records.ANSWER)[1][f"{records.POOLED}/adapter"]
+    whole = micro("method.rank=4", "num_rounds=1")
+    _, other = run(centralised, unfederated(whole, 0.02, 1))
+    [expected] = [r for r in other.replies if r.metadata.message_type == "train"]
+    np.testing.assert_array_equal(
+        flat, records.read(expected, records.ANSWER)[1][f"{records.POOLED}/adapter"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,6 +228,32 @@ def test_zero_shot_tests_the_template_that_is_best_on_validation_rows(
     assert best["detail"] == f"template {winner}, the best of 2 on validation rows"
     assert best["accuracy"] == tested[winner]
     assert not asked(grid, "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "detail"),
+    [
+        (("topic", "about"), "template topic, the first of 2: no validation rows to choose on"),
+        (("about",), "template about, the only one"),
+        (("",), "template by default, the only one"),
+    ],
+)
+def test_zero_shot_claims_no_choice_that_it_did_not_make(
+    names: tuple[str, ...], detail: str, micro: Fixture, run: Fixture
+) -> None:
+    config = micro("task.validation_rows=-1" if len(names) > 1 else "task.validation_rows=12")
+    found: dict[str, Any] = {}
+
+    def chosen(config: Any, hosting: Any, recorder: Any, kind: str, splits: Any) -> None:
+        found.update(zero_shot(config, hosting, recorder, kind, names))
+
+    _, grid = run(chosen, config)
+    assert found["detail"] == detail
+    assert 0 <= found["accuracy"] <= 1
+    asked_splits = [
+        records.read_body(m)["splits"] for m in grid.sent if m.metadata.message_type == "evaluate"
+    ]
+    assert (["validation"] in asked_splits) == (len(names) > 1)
 
 
 def test_a_baseline_goes_on_without_a_client_that_fails(micro: Fixture, edge_grid: Fixture) -> None:

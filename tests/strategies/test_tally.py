@@ -30,6 +30,9 @@ def test_the_worst_decile_is_the_mean_of_the_worst_tenth_and_at_least_one() -> N
     assert found["worst_decile_accuracy"] == pytest.approx(0.025)
     assert found["mean_client_accuracy"] == pytest.approx(sum(own) / 20)
     assert client_figures([0.5, 0.7])["worst_decile_accuracy"] == 0.5
+    of_eleven = client_figures([k / 30 for k in range(11)])
+    assert of_eleven["worst_decile_accuracy"] == pytest.approx(0.5 / 30), "the worst two"
+    assert client_figures([]) == {}
 
 
 def test_groups_are_pooled_over_clients_before_they_are_compared() -> None:
@@ -39,7 +42,7 @@ def test_groups_are_pooled_over_clients_before_they_are_compared() -> None:
     found = tally.figures("classification")
     assert found["accuracy"] == 150 / 240
     assert found["worst_group_accuracy"] == 0.5, "b: 30 of 60; a: 120 of 180"
-    assert found["group_gap"] == pytest.approx(120 / 180 - 0.5)
+    assert found["max_group_gap"] == pytest.approx(120 / 180 - 0.5)
 
 
 def test_a_small_group_is_no_worst_group() -> None:
@@ -48,7 +51,7 @@ def test_a_small_group_is_no_worst_group() -> None:
     tally.add(sums(60, 60 + small), {"a": sums(60, 60), "b": sums(0, small)})
     found = tally.figures("classification")
     assert found["worst_group_accuracy"] == 1.0
-    assert found["group_gap"] == 0.0
+    assert found["max_group_gap"] == 0.0
 
 
 def test_without_rows_there_are_no_figures_of_clients_or_groups() -> None:
@@ -70,3 +73,23 @@ def test_groups_are_checked_like_splits() -> None:
         checked_groups(bad, ("test",))
     with pytest.raises(WireError, match="client 2: expected groups by split"):
         checked_groups(ClientReply(2, {"groups": 7}, {}), ("test",))
+
+
+IMPOSSIBLE = [
+    {"correct": 3},
+    {"correct": -1},
+    {"total": -2, "correct": -3},
+    {"loss_sum": -0.5},
+    {"label_tokens": 0},
+    {"characters": -1},
+]
+
+
+@pytest.mark.parametrize("change", IMPOSSIBLE)
+def test_sums_that_no_rows_have_are_refused(change: dict[str, Any]) -> None:
+    spoiled = sums(1, 2) | change
+    reply = ClientReply(2, {"splits": {"test": spoiled}, "groups": {"test": {"a": spoiled}}}, {})
+    with pytest.raises(WireError, match="client 2: expected sums >= 0 and no more correct than"):
+        checked_splits(reply, ("test",))
+    with pytest.raises(WireError, match="client 2, group a: expected sums >= 0 and no more"):
+        checked_groups(reply, ("test",))

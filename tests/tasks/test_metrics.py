@@ -8,12 +8,9 @@ from hypothesis import strategies as st
 from fedllm_flwr.errors import ShapeError
 from fedllm_flwr.tasks.metrics import (
     Counts,
-    bits_per_character,
+    accuracies,
     count_correct,
-    largest_gap,
     pooled,
-    worst,
-    worst_decile,
 )
 
 COUNTS = st.integers(0, 200).flatmap(
@@ -29,10 +26,7 @@ def test_the_pooled_accuracy_is_not_the_mean_of_accuracies():
 
 def test_no_rows_give_no_figure():
     assert math.isnan(Counts().accuracy)
-    assert math.isnan(worst([Counts()]))
-    assert math.isnan(worst_decile([]))
-    assert math.isnan(largest_gap({}))
-    assert math.isnan(bits_per_character(1.0, 0))
+    assert accuracies([Counts(), Counts(1, 2)]) == [0.5]
     assert Counts().interval() == (0.0, 1.0)
 
 
@@ -54,29 +48,6 @@ def test_the_interval_holds_the_accuracy(counts, confidence):
     assert 0 <= low <= high <= 1
     if counts.total:
         assert low - 1e-12 <= counts.accuracy <= high + 1e-12
-
-
-@given(st.lists(COUNTS, min_size=1, max_size=40))
-def test_the_worst_client_bounds_the_worst_decile_and_the_pool(parts):
-    if pooled(parts).total:
-        assert worst(parts) <= worst_decile(parts) + 1e-12
-        assert worst(parts) <= pooled(parts).accuracy + 1e-12
-
-
-def test_the_worst_decile_is_at_least_one_client():
-    parts = [Counts(number, 30) for number in range(30)]
-    assert worst_decile(parts) == pytest.approx((0 + 1 + 2) / 90)
-    assert worst_decile(parts[:5]) == worst(parts[:5]) == 0
-    assert worst_decile(parts[:11]) == pytest.approx(0.5 / 30)  # 11 clients: the worst two
-
-
-def test_the_largest_gap_skips_empty_groups():
-    assert largest_gap({"a": Counts(1, 2), "b": Counts(9, 10), "c": Counts()}) == pytest.approx(0.4)
-
-
-def test_a_uniform_guess_costs_its_own_bits():
-    # Eight equally likely tokens for each of 5 characters: 3 bits per character.
-    assert bits_per_character(5 * math.log(8), 5) == pytest.approx(3)
 
 
 def test_count_correct_compares_rows():
