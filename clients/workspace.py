@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fedllm_flwr import records
 from fedllm_flwr.config import RunConfig, run_config
-from fedllm_flwr.errors import DataError, WireError
+from fedllm_flwr.errors import ConfigError, DataError, WireError
 from fedllm_flwr.models import backbone as backbones
 from fedllm_flwr.models.adapters import LayerShape, layer_shapes
 from fedllm_flwr.models.backbone import Backbone
@@ -151,7 +151,7 @@ def read(message: Message, context: Context) -> Asked:
             f"fingerprint: this node reads the configuration as {work.fingerprint}, the server as "
             f"{body['fingerprint']}; install the same version of fedllm-flwr on both"
         )
-    place, total = int(facts["partition-id"]), int(facts["num-partitions"])
+    place, total = place_of(context)
     if work.config.partition.name == "site" and total != len(work.clients):
         raise WireError(
             f"partition=site: expected one client for each of the {total} nodes, got {len(work.clients)} clients"
@@ -166,6 +166,23 @@ def read(message: Message, context: Context) -> Asked:
                 f"node with partition-id {place} of {total}: asked for client {partition_id}, which it does not host"
             )
     return Asked(work, body, parts)
+
+
+def place_of(context: Context) -> tuple[int, int]:
+    """Which place a node takes among those that host clients, and how many there are.
+
+    Raises:
+        ConfigError: Its node config does not say.
+    """
+    given = {name: context.node_config.get(name) for name in ("partition-id", "num-partitions")}
+    try:
+        place, total = (int(value) for value in given.values())  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        shown = " ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ConfigError(
+            f"node config: expected whole numbers partition-id and num-partitions, got {shown}"
+        ) from None
+    return place, total
 
 
 @lru_cache(maxsize=4)

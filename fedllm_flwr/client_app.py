@@ -5,6 +5,7 @@ from flwr.clientapp import ClientApp
 
 import clients
 from clients import cascade
+from clients.workspace import place_of
 from fedllm_flwr import records
 
 app = ClientApp()
@@ -59,5 +60,6 @@ def answers(message: Message, context: Context) -> Message:
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Say which place this node takes among the nodes that host clients."""
-    place = {name: int(context.node_config[name]) for name in ("partition-id", "num-partitions")}
-    return Message(records.answer(place, {}, "float32", 0), reply_to=message)
+    place, total = place_of(context)
+    said = {"partition-id": place, "num-partitions": total}
+    return Message(records.answer(said, {}, "float32", 0), reply_to=message)

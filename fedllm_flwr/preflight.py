@@ -27,15 +27,15 @@ from strategies.row_ledger import check_row_budget
 def preflight(config: RunConfig) -> None:
     """Find what is wrong with a run before a model loads, a process starts or a file is written.
 
-    Checks the device, the ranks against the layers, the data, and the partition. A deployment's data is on its
-    nodes, so there only the model is checked.
+    Checks the device, the ranks against the layers, the data, and the partition. A deployment's data and devices are
+    its nodes' own, so there only the model is checked, and the device if the server computes with it.
 
     Raises:
         ConfigError: One line that says what was expected and what was given.
     """
-    choose(
-        dtype=config.runtime.dtype, device=config.runtime.device, max_tokens=config.task.max_tokens
-    )
+    if config.runtime.name != "deployment" or isinstance(config.method, FedResPromptConfig):
+        runtime, tokens = config.runtime, config.task.max_tokens
+        choose(dtype=runtime.dtype, device=runtime.device, max_tokens=tokens)
     _check_method(config)
     check_budget(config)
     if config.runtime.name != "deployment":

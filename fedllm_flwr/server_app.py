@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedllm_flwr.compose import compose_run
 from fedllm_flwr.core import chosen_runtime, default_out_dir, resumed_config, run
+from fedllm_flwr.preflight import preflight
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.settings.runtime import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE
 
@@ -30,7 +31,7 @@ def make_app(project: Path | None = None) -> ServerApp:
 
 
 def serve(grid: Grid, context: Context, project: Path | None) -> None:
-    """Compose the run that the run config names, and run or resume it."""
+    """Compose the run that the run config names, check it as every door does, and run or resume it."""
     overrides = shlex.split(str(context.run_config.get("overrides", "")))
     experiment = str(context.run_config.get("experiment", ""))
     named = [f"experiment={experiment}"] if experiment else []
@@ -44,7 +45,9 @@ def serve(grid: Grid, context: Context, project: Path | None) -> None:
         data_path=os.environ.get(DATA_PATH_VARIABLE, ""),
         model_path=os.environ.get(MODEL_PATH_VARIABLE, ""),
     )
-    run(grid, replace(config, runtime=runtime), config.out_dir or default_out_dir(config))
+    config = replace(config, runtime=runtime)
+    preflight(config)
+    run(grid, config, config.out_dir or default_out_dir(config))
 
 
 app = make_app()

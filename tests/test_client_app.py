@@ -52,3 +52,22 @@ def test_other_kinds_of_messages_are_refused(kind: str, edge_grid: Fixture) -> N
     (reply,) = edge_grid(1).send_and_receive([Message(RecordDict(), 1000, kind)])
     assert reply.error.code == 2
     assert "function registered" in reply.error.reason
+
+
+@pytest.mark.parametrize(
+    ("facts", "got"),
+    [
+        ({"num-partitions": 2}, "partition-id=None num-partitions=2"),
+        ({"partition-id": "first", "num-partitions": 2}, "partition-id='first' num-partitions=2"),
+    ],
+)
+def test_a_node_without_a_place_says_what_it_lacks(
+    facts: dict[str, Any], got: str, edge_grid: Fixture
+) -> None:
+    grid = edge_grid(1)
+    grid.contexts[1000].node_config = facts
+    content = records.instruction({}, {}, "float32")
+    (reply,) = grid.send_and_receive([Message(content, 1000, records.DESCRIBE)])
+    assert reply.error.reason.endswith(
+        f"node config: expected whole numbers partition-id and num-partitions, got {got}"
+    )

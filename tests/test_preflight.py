@@ -149,3 +149,10 @@ def test_groups_of_a_users_file_are_checked(
                    "partition=iid", f"runtime.data_path={file}", *overrides)  # fmt: skip
     with pytest.raises(ConfigError, match=match):
         preflight(config)
+
+
+def test_the_device_of_a_deployment_is_its_nodes_own(micro: Fixture) -> None:
+    absent = ("runtime=deployment", "runtime.device=cuda:3")
+    preflight(micro(*absent))
+    with pytest.raises(ConfigError, match="device 'cuda:3' is not present"):
+        preflight(micro("method=fedresprompt", *absent))

@@ -108,3 +108,11 @@ def test_resume_goes_on_with_the_runs_own_settings(
     run, expected = (RunDirectory.open(tmp_path / name).summary() for name in ("run", "whole"))
     assert run["adapter_sha256"] == expected["adapter_sha256"]
     assert run["resumed_rounds"] == 1
+
+
+def test_what_no_node_could_do_is_said_before_anything_is_written(
+    serve: Fixture, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"method\.rank: expected at most 32, .* got 33"):
+        serve("smoke", *SMALL, "method.rank=33", f"out_dir={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
