@@ -18,6 +18,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from hypothesis import settings
 
 from fedllm_flwr import records
 from fedllm_flwr.averaging import dense, product_of
@@ -34,6 +35,11 @@ from fedllm_flwr.seeding import derive_seed
 from strategies import FedGrass, FedPrompt, FedResPrompt, Hosting, RoundStrategy, build_strategy
 from strategies.fedprompt import first_parts
 from strategies.observer import Checkpointed
+
+# A third of Hypothesis's usual examples, and no deadline of wall-clock time on a busy machine. The usual number is
+# `pytest --hypothesis-profile=default`.
+settings.register_profile("quick", max_examples=33, deadline=None)
+settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)

@@ -151,6 +151,7 @@ def test_a_bad_reply_is_dropped_and_named_and_the_round_goes_on(
     edge_grid: Fixture,
     spoil: Fixture,
     without_victim: Fixture,
+    remembering: Any,
 ) -> None:
     change, reason = FAULTS[fault]
 
@@ -158,7 +159,7 @@ def test_a_bad_reply_is_dropped_and_named_and_the_round_goes_on(
         return change(asked, infos, parts) if MINE in parts else None
 
     config = configured(which, "num_rounds=1", "runtime.num_nodes=4")
-    played = play(config, grid=edge_grid(4, spoil(spoiled)))
+    played = play(config, grid=edge_grid(4, spoil(spoiled), remembering))
     (failure,) = played.run.records("failure")
     assert (failure["round"], failure["partition_id"]) == (1, VICTIM)
     assert re.search(reason, failure["reason"]), failure["reason"]
@@ -204,6 +205,10 @@ EVALUATIONS = {
         lambda info: info["splits"]["test"].pop("total"),
         "client 1: total: expected a whole number, got None",
     ),
+    "more right than there are": (
+        lambda info: info["splits"]["test"].update(correct=10**6),
+        "client 1: expected sums >= 0 and no more correct than total rows and label tokens",
+    ),
     "a sum is no number": (
         lambda info: info["splits"]["test"].update(loss_sum=math.nan),
         "client 1: loss_sum: expected a finite number, got nan",
@@ -213,7 +218,11 @@ EVALUATIONS = {
 
 @pytest.mark.parametrize("fault", EVALUATIONS)
 def test_a_bad_evaluation_is_dropped_and_named(
-    fault: str, configured: Fixture, play: Fixture, edge_grid: Fixture
+    fault: str,
+    configured: Fixture,
+    play: Fixture,
+    edge_grid: Fixture,
+    remembering: Any,
 ) -> None:
     change, reason = EVALUATIONS[fault]
 
@@ -227,7 +236,8 @@ def test_a_bad_evaluation_is_dropped_and_named(
         return replies
 
     config = configured("factor_mean", "num_rounds=1", "runtime.num_nodes=4")
-    played = play(config, grid=edge_grid(4, spoil_evaluation), splits=("validation", "test"))
+    grid = edge_grid(4, spoil_evaluation, remembering)
+    played = play(config, grid=grid, splits=("validation", "test"))
     failures = played.run.records("failure")
     assert {(f["round"], f["partition_id"]) for f in failures} == {(0, VICTIM), (1, VICTIM)}
     assert all(f["reason"].startswith("evaluation: ") for f in failures)

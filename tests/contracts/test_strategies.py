@@ -39,32 +39,36 @@ def test_batched_training_agrees_to_rounding(
 
 
 def test_every_checkpoint_leads_to_the_same_end(
-    any_case: str, configured: Fixture, play: Fixture, undisturbed: Fixture, tmp_path: Path
+    resumed_case: str,
+    last: int,
+    configured: Fixture,
+    play: Fixture,
+    undisturbed: Fixture,
+    tmp_path: Path,
 ) -> None:
-    config = configured(any_case, "keep_checkpoints=9")
-    for last in range(config.num_rounds):
-        folder = tmp_path / str(last)
-        shutil.copytree(undisturbed(any_case).run.path, folder)
-        for later in range(last + 1, config.num_rounds + 1):
-            shutil.rmtree(folder / "checkpoints" / f"round-{later:04d}")
-        resumed = play(config, folder=folder)
-        assert resumed.sha == undisturbed(any_case).sha, f"resumed after round {last}"
-        done = [record["round"] for record in resumed.run.records("round")]
-        assert done == list(range(config.num_rounds + 1))
+    config, whole = configured(resumed_case, "keep_checkpoints=9"), undisturbed(resumed_case)
+    folder = tmp_path / "run"
+    shutil.copytree(whole.run.path, folder)
+    for later in range(last + 1, config.num_rounds + 1):
+        shutil.rmtree(folder / "checkpoints" / f"round-{later:04d}")
+    resumed = play(config, folder=folder)
+    assert resumed.sha == whole.sha
+    done = [record["round"] for record in resumed.run.records("round")]
+    assert done == list(range(config.num_rounds + 1))
 
 
 def test_runs_under_flowers_own_loop(
-    loop_case: str, configured: Fixture, play: Fixture, undisturbed: Fixture
+    flower_case: str, configured: Fixture, play: Fixture, undisturbed: Fixture
 ) -> None:
-    theirs = play(configured(loop_case), flower=True)
-    assert theirs.sha == undisturbed(loop_case).sha
-    ours = undisturbed(loop_case).result.arrays
+    theirs = play(configured(flower_case), flower=True)
+    assert theirs.sha == undisturbed(flower_case).sha
+    ours = undisturbed(flower_case).result.arrays
     assert isinstance(theirs.result.arrays, ArrayRecord)
     assert list(theirs.result.arrays) == list(ours)
     for name in ours:
         np.testing.assert_array_equal(theirs.result.arrays[name].numpy(), ours[name].numpy())
     metrics = theirs.result.train_metrics_clientapp
-    assert metrics == undisturbed(loop_case).result.train_metrics_clientapp
+    assert metrics == undisturbed(flower_case).result.train_metrics_clientapp
     assert sorted(metrics) == [1, 2, 3]
 
 

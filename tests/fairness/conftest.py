@@ -1,6 +1,7 @@
 """Least squares over groups with a known minimum, so that a best response is exact."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -16,14 +17,19 @@ class LeastSquares:
     targets: np.ndarray
     groups: np.ndarray
 
-    @property
+    @cached_property
     def counts(self):
         names, counts = np.unique(self.groups, return_counts=True)
         return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
+    @cached_property
+    def members(self):
+        """By group, which rows are in it."""
+        return {group: self.groups == group for group in self.counts}
+
     def fit(self, weights):
         """The w that minimises the mean of the weighted losses."""
-        root = np.sqrt([weights[group] for group in self.groups])
+        root = np.sqrt(sum(weights[group] * rows for group, rows in self.members.items()))
         return np.linalg.lstsq(self.features * root[:, None], self.targets * root, rcond=None)[0]
 
     def sums(self, w):
@@ -35,16 +41,20 @@ class LeastSquares:
                 int((abs(residuals[rows]) < 0.5).sum()),
                 int(rows.sum()),
             )
-            for group in self.counts
-            for rows in [self.groups == group]
+            for group, rows in self.members.items()
         }
 
     def ascend(self, objective, rounds):
-        """Multipliers against exact best responses; the last state and the w that answers it."""
+        """Multipliers against exact best responses; the last state and the w that answers it.
+
+        Ends before all rounds are done where nothing moves any more: every further round would be the same.
+        """
         state = objective.start(self.counts)
         for _ in range(rounds):
             w = self.fit(objective.row_weights(state, self.counts))
-            state = objective.update(state, self.sums(w))
+            before, state = state, objective.update(state, self.sums(w))
+            if max(abs(state[group] - before[group]) for group in state) < 1e-13:
+                break
         return state, self.fit(objective.row_weights(state, self.counts))
 
 

@@ -121,7 +121,7 @@ def test_a_tiny_group_neither_moves_nor_sets_the_lowest_error():
 
 def logistic(problem, weights):
     """The w of the least weighted logistic loss, by gradient descent."""
-    row_weights = np.array([weights[group] for group in problem.groups])
+    row_weights = sum(weights[group] * rows for group, rows in problem.members.items())
     margins = problem.targets[:, None] * problem.features
     w = np.zeros(problem.features.shape[1])
     for _ in range(300):
@@ -134,8 +134,7 @@ def logistic_sums(problem, w):
     losses = np.logaddexp(0, -margins)
     return {
         group: GroupSums(float(losses[rows].sum()), int((margins[rows] > 0).sum()), int(rows.sum()))
-        for group in problem.counts
-        for rows in [problem.groups == group]
+        for group, rows in problem.members.items()
     }
 
 
