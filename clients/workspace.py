@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fedllm_flwr import records
 from fedllm_flwr.config import RunConfig, run_config
-from fedllm_flwr.errors import ConfigError, DataError, WireError
+from fedllm_flwr.errors import AssetError, ConfigError, DataError, WireError
 from fedllm_flwr.models import backbone as backbones
 from fedllm_flwr.models.adapters import LayerShape, layer_shapes
 from fedllm_flwr.models.backbone import Backbone
@@ -130,6 +130,7 @@ def read(message: Message, context: Context) -> Asked:
         WireError: Versions or fingerprints differ, or the message asks for clients that this node does not host.
         ConfigError: The configuration is not valid here (say, the node has no such device).
         DataError: The node cannot use its data; the reason stays in the node's own log.
+        AssetError: The node cannot read its model or a package; so does that reason.
     """
     body, parts = records.read(message, records.INSTRUCTION)
     facts = context.node_config
@@ -146,6 +147,11 @@ def read(message: Message, context: Context) -> Asked:
     except DataError as error:
         LOG.error("%s", error)  # it may quote a row or a path, and an error travels to the server
         raise DataError("this node cannot use its data; its own log says why") from None
+    except (AssetError, OSError) as error:
+        LOG.error("%s", error)  # so may this: a node's folders are its own
+        raise AssetError(
+            "this node cannot read its model or a package; its own log says why"
+        ) from None
     if work.fingerprint != body["fingerprint"]:
         raise WireError(
             f"fingerprint: this node reads the configuration as {work.fingerprint}, the server as "
@@ -194,7 +200,9 @@ def open_workspace(config_json: str) -> Workspace:
     keep_at_most(runtime.state_cache_mib)
     task = load_task(config.task.options(runtime.data_path), config.seed)
     work = Workspace(config, task, partition(task, config.partition, config.seed))
-    if not work.is_split:
+    if work.is_split:
+        work.encoder()
+    else:
         work.backbone  # noqa: B018  # a node without its model fails here, for all of its clients
     return work
 

@@ -9,7 +9,7 @@ from flwr.app import Context, Message, RecordDict
 from clients.workspace import open_workspace, read
 from fedllm_flwr import records
 from fedllm_flwr.core import whole_json
-from fedllm_flwr.errors import ConfigError, DataError, WireError
+from fedllm_flwr.errors import AssetError, ConfigError, DataError, WireError
 from fedllm_flwr.settings.runtime import DATA_PATH_VARIABLE
 
 Fixture = Callable[..., Any]
@@ -159,3 +159,14 @@ def test_what_is_wrong_with_the_data_stays_in_the_nodes_log(
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
     assert "own.csv, line 42" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["fedlora", "fedresprompt"])
+def test_where_a_nodes_model_lies_is_the_nodes_own(
+    method: str, micro: Fixture, asking: Fixture, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = micro(f"method={method}", "model=path")
+    with pytest.raises(AssetError, match="this node cannot read its model") as caught:
+        read(asking(config, 0), node(model_path=str(tmp_path / "hospital-7")))
+    assert "hospital-7" not in str(caught.value)
+    assert "hospital-7" in caplog.text
