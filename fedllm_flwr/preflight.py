@@ -7,7 +7,9 @@ from pathlib import Path
 
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.grass.base import BaseRule
 from fedllm_flwr.models.kernels import choose
+from fedllm_flwr.models.quantized import check_package
 from fedllm_flwr.models.shapes import layer_shapes
 from fedllm_flwr.models.soft import check_window
 from fedllm_flwr.models.tokenizers import load_tokenizer
@@ -34,6 +36,7 @@ def preflight(config: RunConfig) -> None:
         ConfigError: One line that says what was expected and what was given.
     """
     if config.runtime.name != "deployment" or isinstance(config.method, FedResPromptConfig):
+        check_package(config.model.quantization)
         runtime, tokens = config.runtime, config.task.max_tokens
         choose(dtype=runtime.dtype, device=runtime.device, max_tokens=tokens)
     _check_method(config)
@@ -80,6 +83,8 @@ def _check_method(config: RunConfig) -> None:
         check_window(ref, method.length, text_tokens)
         return
     is_grass = isinstance(method, FedGrassConfig) and method.trainer == "grass"
+    if isinstance(method, FedGrassConfig) and method.eight_bit:
+        BaseRule(name="adam8bit")
     ranks = (method.rank, *(() if isinstance(method, FedGrassConfig) else method.client_ranks))
     for shape in layer_shapes(ref, method.target_modules):
         width = shape.out_features if is_grass else shape.width

@@ -1,3 +1,4 @@
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -156,3 +157,21 @@ def test_the_device_of_a_deployment_is_its_nodes_own(micro: Fixture) -> None:
     preflight(micro(*absent))
     with pytest.raises(ConfigError, match="device 'cuda:3' is not present"):
         preflight(micro("method=fedresprompt", *absent))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (("model.quantization=nf4",), "model.quantization=nf4: expected the package bitsandbytes"),
+        (
+            ("method=fedgrass", "strategy=row_mean", "client.clip_norm=0", "method.eight_bit=true"),
+            "adam8bit: expected the package bitsandbytes",
+        ),
+    ],
+)
+def test_an_absent_package_is_named_before_anything_starts(
+    overrides: tuple[str, ...], match: str, smoke: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=match):
+        preflight(smoke(*overrides))

@@ -25,7 +25,8 @@ class BaseRule:
     """Settings of a base optimizer.
 
     Attributes:
-        name: ``sgd``, ``adamw``, or ``adam8bit``: AdamW whose moments are held in 8 bits by bitsandbytes.
+        name: ``sgd``, ``adamw``, or ``adam8bit``: AdamW whose moments are held in 8 bits by bitsandbytes, but for
+            matrices of fewer than 4,096 values, whose moments that package keeps in float32.
         learning_rate: η, per step, >= 0.
         momentum: Of ``sgd``, in [0, 1).
         beta1: Decay of Adam's first moment, in [0, 1).
@@ -158,6 +159,13 @@ class BaseOptimizer:
 
     def _apply_adam8bit(self, values: Tensor, gradient: Tensor) -> None:
         """The package moves parameters only; its own is made to point to the values."""
+        if (
+            not values.is_contiguous()
+        ):  # it would move a copy of its own, and the values would never change
+            moved = values.contiguous()
+            self._apply_adam8bit(moved, gradient)
+            values.copy_(moved)
+            return
         from bitsandbytes.optim import AdamW8bit  # optional: large, and made for accelerators
 
         if self._eight_bit is None:

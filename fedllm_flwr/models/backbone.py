@@ -22,6 +22,7 @@ from fedllm_flwr.models.convert import quiet_progress_bars, reading_errors
 from fedllm_flwr.models.heads import find_transform, full_logits
 from fedllm_flwr.models.kernels import EAGER_MAX_TOKENS, Kernels, choose
 from fedllm_flwr.models.loss import LogitTransform, frozen_head_losses, frozen_head_scores
+from fedllm_flwr.models.quantized import check_package, quantize
 from fedllm_flwr.models.tiny import tiny_model, tiny_tokenizer
 
 LOG = logging.getLogger(__name__)
@@ -233,12 +234,14 @@ def load(
         max_tokens: Longest sequence that will be computed; longer ones are right too, only not at their fastest.
 
     Returns:
-        The frozen model. On the CPU its weights are mapped from disk, so that processes share their pages.
+        The frozen model. On the CPU its weights are mapped from disk, so that processes share their pages; those
+        that are quantised are each process's own.
 
     Raises:
-        ConfigError: The dtype or device is not available.
+        ConfigError: The dtype or device is not available, or bitsandbytes is needed and not installed.
         AssetError: The model's source is absent or unreadable.
     """
+    check_package(ref.quantization)
     kernels = choose(dtype, device, max_tokens)
     kernels.apply(threads)
     if (ref, kernels) not in _LOADED:
@@ -314,6 +317,8 @@ def _load(ref: ModelRef, kernels: Kernels) -> Backbone:
         model.set_attn_implementation(kernels.attention)
     except ValueError:  # some architectures have only one; every one has the plain one
         LOG.warning("model %s: attention %s is not available", ref.label, kernels.attention)
+    if ref.quantization != "none":
+        quantize(model, linear_layers(model), ref.quantization, kernels.device)
     model = model.to(kernels.device).eval().requires_grad_(False)
     if model.get_output_embeddings() is None:
         raise AssetError(

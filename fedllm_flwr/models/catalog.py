@@ -15,6 +15,9 @@ from fedllm_flwr.errors import ConfigError
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 Source = Literal["built", "packaged", "hub", "path"]
+Quantization = Literal["none", "int8", "nf4"]
+"""What the frozen linear layers are held in: as loaded, in 8-bit integers with a scale for each output, or in 4-bit
+quantiles of the normal distribution with a scale for each 64 values."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ class ModelRef:
         hub_id: With ``name="hub"``: the repository as ``organisation/name``.
         path: With ``name="path"``: a checkpoint folder or a ``.gguf`` file.
         revision: With ``name="hub"``: branch, tag or commit; empty for the default branch.
+        quantization: What its linear layers are held in once they are loaded; see
+            :mod:`fedllm_flwr.models.quantized`.
 
     Raises:
         ConfigError: The name is unknown, or the other fields do not belong to it.
@@ -107,6 +112,7 @@ class ModelRef:
     hub_id: str = ""
     path: str = ""
     revision: str = ""
+    quantization: Quantization = "none"
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:
@@ -134,10 +140,15 @@ class ModelRef:
 
     @property
     def label(self) -> str:
-        """The model's name for messages: with the hub id or path where there is one."""
+        """The model's name for messages: with the hub id or path where there is one, and its quantisation."""
+        held = "" if self.quantization == "none" else f" in {self.quantization}"
+        return f"{self._plain_label}{held}"
+
+    @property
+    def _plain_label(self) -> str:
         return self.hub_id or self.path or self.name
 
     @property
     def base_name(self) -> str:
         """What an exported adapter names as its base model."""
-        return self.entry.upstream or self.label
+        return self.entry.upstream or self._plain_label

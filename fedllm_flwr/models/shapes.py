@@ -74,13 +74,10 @@ def check_rank(shapes: tuple[LayerShape, ...], rank: int) -> None:
 
 
 def layer_shape(name: str, layer: Any) -> LayerShape:
-    """The shape of one layer; transformers' Conv1D stores its weight as [i, o], a linear layer as [o, i]."""
-    rows, columns = layer.weight.shape
-    return (
-        LayerShape(name, rows, columns)
-        if isinstance(layer, Conv1D)
-        else LayerShape(name, columns, rows)
-    )
+    """The shape of one layer, as it says itself: a quantised weight has another one."""
+    if isinstance(layer, Conv1D):
+        return LayerShape(name, layer.nx, layer.nf)
+    return LayerShape(name, layer.in_features, layer.out_features)
 
 
 @lru_cache(maxsize=8)

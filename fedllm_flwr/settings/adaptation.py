@@ -3,9 +3,9 @@
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from fedllm_flwr.models.catalog import MODELS, ModelRef
+from fedllm_flwr.models.catalog import MODELS, ModelRef, Quantization
 from fedllm_flwr.settings.tree import require
 from fedllm_flwr.tasks.base import TaskOptions
 from fedllm_flwr.tasks.catalog import check_options
@@ -13,16 +13,24 @@ from fedllm_flwr.tasks.catalog import check_options
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which frozen language model is adapted (``hub_id`` and ``revision`` are read by ``hub`` only)."""
+    """Which frozen language model is adapted (``hub_id`` and ``revision`` are read by ``hub`` only).
+
+    ``quantization`` holds its linear layers in 8 or 4 bits, through bitsandbytes.
+    """
 
     name: str
     hub_id: str = ""
     revision: str = ""
+    quantization: Quantization = "none"
 
     def __post_init__(self) -> None:
         """Reject unknown models and anything that looks like a path on a node."""
         require(
             self.name in MODELS, f"model.name: expected one of {sorted(MODELS)}, got {self.name!r}"
+        )
+        require(
+            self.quantization in get_args(Quantization),
+            f"model.quantization: expected one of {', '.join(get_args(Quantization))}, got {self.quantization!r}",
         )
         require(
             (self.name == "hub") == bool(self.hub_id),
@@ -37,7 +45,13 @@ class ModelConfig:
     def ref(self, model_path: str) -> ModelRef:
         """The model to load; ``model_path`` is the node's own and is read by ``model=path`` only."""
         path = model_path if self.name == "path" else ""
-        return ModelRef(name=self.name, hub_id=self.hub_id, path=path, revision=self.revision)
+        return ModelRef(
+            name=self.name,
+            hub_id=self.hub_id,
+            path=path,
+            revision=self.revision,
+            quantization=self.quantization,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
