@@ -22,6 +22,7 @@ from fedllm_flwr import records
 from fedllm_flwr.averaging import Delta
 from fedllm_flwr.errors import FedLLMError, WireError
 from fedllm_flwr.seeding import derive_seed
+from fedllm_flwr.settings.methods import FedResPromptConfig
 from fedllm_flwr.settings.privacy import SamplePrivacy as SamplePrivacyConfig
 from fedllm_flwr.training.black_box import BlackBoxResult
 from fedllm_flwr.training.evaluate import row_scores
@@ -46,6 +47,7 @@ class Adapted:
 def local_settings(work: Workspace, learning_rate: float, side: Side = "both") -> LocalSettings:
     """The training loop's settings for one round."""
     client, optimizer, privacy = work.config.client, work.config.optimizer, work.config.privacy
+    method = work.config.method
     rows = (
         SamplePrivacy(clip_norm=privacy.clip_norm, noise_multiplier=privacy.noise_multiplier)
         if isinstance(privacy, SamplePrivacyConfig)
@@ -67,6 +69,7 @@ def local_settings(work: Workspace, learning_rate: float, side: Side = "both") -
         cohort_tokens=0 if trains_alone(work.config) else work.config.runtime.cohort_tokens,
         side=side,
         sample_privacy=rows,
+        checkpointing=not isinstance(method, FedResPromptConfig) and method.checkpointing,
     )
 
 

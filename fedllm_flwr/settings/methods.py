@@ -28,6 +28,7 @@ class FedLoraConfig:
     sharing: Literal["both", "b_only", "alternating"] = "both"
     client_ranks: tuple[int, ...] = ()
     client_alphas: tuple[float, ...] = ()
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -100,6 +101,7 @@ class FedPromptConfig:
     search_population: int = 8
     search_generations: int = 10
     search_sigma: float = 1.0
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges, and the options that belong together."""
@@ -118,6 +120,11 @@ class FedPromptConfig:
         require(
             self.search_population >= 4,
             f"method.search_population: expected >= 4, got {self.search_population}",
+        )
+        require(
+            not self.checkpointing or (self.trainer == "gradient" and self.kind != "prefix_tuning"),
+            f"method.checkpointing=true, method.kind={self.kind} and method.trainer={self.trainer}: a search keeps no "
+            "activations, and a prefix's keys lie in a cache that a second pass would write again, use false",
         )
         require(
             self.search_sigma > 0, f"method.search_sigma: expected > 0, got {self.search_sigma}"

@@ -70,14 +70,17 @@ class Tape:
     """What a forward pass keeps for the way back, which consumes it.
 
     Attributes:
+        blocks: Of the blocks that the way back passes. A tensor is a block's input alone: the rest is computed again.
         to_inputs: Whether the way back goes on to the embeddings.
+        past: As in the forward pass.
     """
 
-    blocks: list[BlockTape]
+    blocks: list[BlockTape | Tensor]
     shape: AttentionShape
     last: Tensor
     inverse: Tensor
     to_inputs: bool
+    past: Sequence[Past] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,6 +126,7 @@ class LeanDecoder:
         to_inputs: bool = False,
         past: Sequence[Past] | None = None,
         first: int = 0,
+        checkpoints: bool = False,
     ) -> tuple[Tensor, Tape]:
         """Compute the final hidden states, without automatic differentiation.
 
@@ -134,6 +138,8 @@ class LeanDecoder:
             to_inputs: Whether it shall give the gradient of the embeddings too.
             past: For each layer the keys and values of p tokens that come before every row.
             first: The first block that is computed; no block below it may have an adapter.
+            checkpoints: Whether to keep only the inputs of blocks, and to compute a block again when the way back
+                reaches it: the same bits for less memory and about one more forward pass.
 
         Returns:
             States [b, t, d] after the last norm, and the tape; the tape has no blocks unless kept.
@@ -143,14 +149,16 @@ class LeanDecoder:
         states = embedded.flatten(0, 1)
         shape = self._attention_shape(states, rows, length, past[0][0].shape[1] if past else 0)
         lowest = first if to_inputs else self.lowest(adapters.factors)
-        tapes = []
+        tapes: list[BlockTape | Tensor] = []
         for k, block in enumerate(self._blocks[first:], start=first):
-            states, tape = _block_forward(block, states, shape, adapters, past[k] if past else None)
+            before = states
+            states, tape = _block_forward(block, before, shape, adapters, past[k] if past else None)
             if keep and k >= lowest:
-                tapes.append(tape)
+                tapes.append(before if checkpoints else tape)
+            del tape  # or its activations would stay while the next block computes
         norm = self._model.norm
         normed, inverse = rms_norm(states, norm.weight, norm.variance_epsilon)
-        return normed.view(rows, length, -1), Tape(tapes, shape, states, inverse, to_inputs)
+        return normed.view(rows, length, -1), Tape(tapes, shape, states, inverse, to_inputs, past)
 
     def backward(
         self, slope: Tensor, tape: Tape, adapters: Adapters, gradients: Slopes
@@ -169,10 +177,10 @@ class LeanDecoder:
         flat = slope.reshape(tape.last.shape)
         norm = self._model.norm
         flat = rms_norm_backward(flat, tape.last, norm.weight, tape.inverse).to(tape.last.dtype)
-        for block in reversed(self._blocks):
+        for index in reversed(range(len(self._blocks))):
             if not tape.blocks:
                 return None
-            kept = tape.blocks.pop()
+            block, kept = self._blocks[index], self._kept(index, tape, adapters)
             lowest = not tape.blocks and not tape.to_inputs
             _block_backward(block, flat, kept, tape.shape, (adapters, gradients), is_lowest=lowest)
         return flat.view_as(slope) if tape.to_inputs else None
@@ -185,6 +193,14 @@ class LeanDecoder:
         for below in self._blocks[:block]:
             states, _ = _block_forward(below, states, shape, NO_ADAPTERS, None)
         return states.view(rows, length, -1)
+
+    def _kept(self, index: int, tape: Tape, adapters: Adapters) -> BlockTape:
+        """Take what a block has kept off the tape; where that is its input alone, compute the block again."""
+        kept = tape.blocks.pop()
+        if isinstance(kept, BlockTape):
+            return kept
+        past = tape.past[index] if tape.past else None
+        return _block_forward(self._blocks[index], kept, tape.shape, adapters, past)[1]
 
     def lowest(self, names: Iterable[str]) -> int:
         """Index of the first block that has one of these layers."""

@@ -20,6 +20,7 @@ from fedllm_flwr.training.blocks import (
     rms_norm_backward,
 )
 from fedllm_flwr.training.decoder import (
+    NO_ADAPTERS,
     Block,
     BlockTape,
     LeanDecoder,
@@ -47,7 +48,7 @@ class HookedDecoder(LeanDecoder):
         flat = rms_norm_backward(flat, tape.last, norm.weight, tape.inverse).to(tape.last.dtype)
         lowest = self.lowest(receivers)
         for index in reversed(range(lowest, len(self._blocks))):
-            block, kept = self._blocks[index], tape.blocks.pop()
+            block, kept = self._blocks[index], self._kept(index, tape, NO_ADAPTERS)
             _block_factors(block, flat, kept, tape.shape, receivers, is_lowest=index == lowest)
         tape.blocks.clear()
 

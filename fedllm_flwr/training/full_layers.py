@@ -4,7 +4,7 @@ Axes: o outputs and i inputs of a linear layer; for a matrix on a side, m rows o
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -150,6 +150,11 @@ def hooked(
         layers[name] = HookedLinear(weight, bias, receivers[name])
     with backbone.swapped(layers):
         yield
+
+
+def kept_inputs(backbone: Backbone, wanted: bool) -> AbstractContextManager[None]:
+    """:func:`checkpointed` where it is wanted, else nothing."""
+    return checkpointed(backbone) if wanted else nullcontext()
 
 
 @contextmanager

@@ -49,11 +49,11 @@ def hooked_model(
         backbone: The shared model, plain.
         weights: Of the trained layers by full name, [o, i]; receivers may change them in place.
         receivers: What takes the factors of each layer's gradient.
-        checkpointing: Keep activations only at the borders of blocks; through transformers.
+        checkpointing: Keep activations only at the borders of blocks.
     """
-    decoder = None if checkpointing else hooked_decoder(backbone)
+    decoder = hooked_decoder(backbone)
     if decoder is not None:
-        return LeanModel(backbone, weights, receivers, decoder)
+        return LeanModel(backbone, weights, receivers, decoder, checkpointing=checkpointing)
     return GraphModel(backbone, weights, receivers, checkpointing=checkpointing)
 
 
@@ -65,6 +65,7 @@ class LeanModel:
         weights: As in :func:`hooked_model`.
         receivers: As in :func:`hooked_model`.
         decoder: Over this backbone.
+        checkpointing: As in :func:`hooked_model`.
     """
 
     def __init__(
@@ -73,11 +74,14 @@ class LeanModel:
         weights: Mapping[str, Tensor],
         receivers: Mapping[str, Receive],
         decoder: HookedDecoder,
+        *,
+        checkpointing: bool = False,
     ) -> None:
         self._backbone = backbone
         self._weights = weights
         self._receivers = receivers
         self._decoder = decoder
+        self._checkpointing = checkpointing
         self._tape: Tape | None = None
 
     def active(self) -> AbstractContextManager[object]:
@@ -88,7 +92,11 @@ class LeanModel:
         """Compute, and keep a tape."""
         with torch.no_grad():
             states, self._tape = self._decoder.forward(
-                input_ids, NO_ADAPTERS, keep=True, to_inputs=True
+                input_ids,
+                NO_ADAPTERS,
+                keep=True,
+                to_inputs=True,
+                checkpoints=self._checkpointing,
             )
         return states
 

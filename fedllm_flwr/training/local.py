@@ -305,6 +305,7 @@ def _stack(call: _Call, job: ClientJob, places: int) -> AdapterStack:
         plain_layers=call.plain_layers,
         trained=job.trained,
         fixed_ids=call.fixed_ids,
+        checkpointing=call.settings.checkpointing,
     )
 
 

@@ -8,7 +8,7 @@ the final states.
 """
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +27,7 @@ from fedllm_flwr.models.soft import (
 from fedllm_flwr.prompts import PromptSpec
 from fedllm_flwr.tasks.encode import Encoded
 from fedllm_flwr.training.decoder import NO_ADAPTERS, LeanDecoder, Tape
+from fedllm_flwr.training.full_layers import kept_inputs
 
 
 class EmbeddingModel(Protocol):
@@ -53,6 +54,8 @@ class PromptStack:
         fixed_ids: The text that all rows begin with.
         decoder: The lean decoder, or None to compute through transformers.
         reuse: Whether keys and values of the fixed text may be kept; False if something is hooked into the layers.
+        checkpointing: As in :func:`fedllm_flwr.training.stacks.make_stack`. Through transformers the fixed text is
+            then computed in every pass: a block that is computed again would write its keys twice into a cache.
 
     Raises:
         ConfigError: A trained segment is unknown.
@@ -68,13 +71,18 @@ class PromptStack:
         fixed_ids: Sequence[int],
         decoder: LeanDecoder | None,
         reuse: bool,
+        checkpointing: bool = False,
     ) -> None:
+        reuse = reuse and not (checkpointing and decoder is None)
         cache = fixed_cache(backbone, fixed_ids) if reuse and spec.placement == "after" else None
         self._skipped = cache.length if cache is not None else 0
         self._at = len(fixed_ids) - self._skipped if spec.placement == "after" else 0
         self._model: EmbeddingModel = (
-            _WholeModel(backbone, cache) if decoder is None else _LeanModel(decoder, cache)
+            _WholeModel(backbone, cache)
+            if decoder is None
+            else _LeanModel(decoder, cache, checkpointing)
         )
+        self._checkpoints_layers = checkpointing and decoder is None
         self._backbone = backbone
         self._length, self._width = spec.length, embedding_width(backbone)
         device = backbone.device
@@ -87,8 +95,8 @@ class PromptStack:
         self._places = torch.empty(0)
 
     def active(self) -> AbstractContextManager[object]:
-        """Nothing is changed in the model."""
-        return nullcontext()
+        """Nothing but how the model keeps its activations is changed."""
+        return kept_inputs(self._backbone, self._checkpoints_layers)
 
     def load(self, client: int, flat: np.ndarray) -> None:
         """Copy in."""
@@ -206,8 +214,9 @@ def check_rows(spec: object, rows: Sequence[Encoded], fixed_ids: Sequence[int]) 
 class _LeanModel:
     """Forward and backward by the lean decoder."""
 
-    def __init__(self, decoder: LeanDecoder, cache: FixedCache | None) -> None:
+    def __init__(self, decoder: LeanDecoder, cache: FixedCache | None, checkpointing: bool) -> None:
         self._decoder = decoder
+        self._checkpointing = checkpointing
         self._past = None if cache is None else cache.layers
         self._tape: Tape | None = None
 
@@ -216,7 +225,12 @@ class _LeanModel:
         keep = torch.is_grad_enabled()
         with torch.no_grad():
             states, self._tape = self._decoder.forward(
-                inputs, NO_ADAPTERS, keep=keep, to_inputs=True, past=self._past
+                inputs,
+                NO_ADAPTERS,
+                keep=keep,
+                to_inputs=True,
+                past=self._past,
+                checkpoints=self._checkpointing,
             )
         return states
 

@@ -67,6 +67,8 @@ class LocalSettings:
         sample_privacy: Steps from clipped gradients of single rows and noise; None = plain steps. A
             step then takes each row with the same probability, and ``batch_size`` x
             ``gradient_accumulation`` rows on average.
+        checkpointing: Keep activations only at the borders of the model's blocks and compute them again on the way
+            back: less memory, the same gradients, about one more forward pass.
 
     Raises:
         ConfigError: A value is outside its range; names the field, the range and the value.
@@ -90,6 +92,7 @@ class LocalSettings:
     cohort_tokens: int = 512
     side: Side = "both"
     sample_privacy: SamplePrivacy | None = None
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         """Check every range."""

@@ -5,8 +5,8 @@ it knows the model; else PEFT's layers for one client, and stacked factors for s
 `prompt_stacks`, PEFT's own prompt methods in `peft_prompt_stacks`.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from fedllm_flwr.training.decoder import NO_ADAPTERS, Adapters, LeanDecoder, Tap
 from fedllm_flwr.training.find_decoder import find_decoder
 from fedllm_flwr.training.flat import FlatFactors
 from fedllm_flwr.training.frozen_states import entering_states
+from fedllm_flwr.training.full_layers import kept_inputs
 from fedllm_flwr.training.peft_prompt_stacks import PeftPromptStack
 from fedllm_flwr.training.prompt_stacks import PromptStack
 from fedllm_flwr.training.settings import Side
@@ -76,6 +77,7 @@ def make_stack(
     plain_layers: bool = True,
     trained: Sequence[str] = (),
     fixed_ids: Sequence[int] = (),
+    checkpointing: bool = False,
 ) -> AdapterStack:
     """The cheapest stack that can compute what is asked for.
 
@@ -88,9 +90,11 @@ def make_stack(
             them, such as a delta, which only transformers' own modules call.
         trained: Segments of a prompt that are trained; none stands for all.
         fixed_ids: The text that all rows begin with; only a prompt behind it makes use of it.
+        checkpointing: Keep activations only at the borders of blocks, and compute the rest again on the way back.
 
     Raises:
-        ConfigError: The adapter has no such side or segment, or does not fit the model.
+        ConfigError: The adapter has no such side or segment, or does not fit the model, or the model has no blocks
+            that can be checkpointed.
     """
     if not isinstance(spec, LoraSpec) and side != "both":
         raise ConfigError(f"soft prompt: expected side both, since it has none, got {side}")
@@ -98,7 +102,7 @@ def make_stack(
         kind = type(spec).__name__
         raise ConfigError(f"{kind}: expected no segments to train, got {list(trained)}")
     if isinstance(spec, PeftPromptSpec):
-        return PeftPromptStack(backbone, spec)
+        return PeftPromptStack(backbone, spec, checkpointing=checkpointing)
     decoder = find_decoder(backbone) if plain_layers and not spec.dropout else None
     if isinstance(spec, PromptSpec):
         return PromptStack(
@@ -109,12 +113,16 @@ def make_stack(
             fixed_ids=fixed_ids,
             decoder=decoder,
             reuse=plain_layers,
+            checkpointing=checkpointing,
         )
     if decoder is not None:
-        return LeanStack(backbone, spec, num_clients, side, decoder=decoder)
+        return LeanStack(
+            backbone, spec, num_clients, side, decoder=decoder, checkpointing=checkpointing
+        )
     if num_clients == 1:
-        return SingleStack(attach(backbone, spec), side)
-    return CohortStack(CohortLora(backbone, spec, num_clients, side=side))
+        return SingleStack(attach(backbone, spec), side, checkpointing=checkpointing)
+    cohort = CohortLora(backbone, spec, num_clients, side=side)
+    return CohortStack(cohort, checkpointing=checkpointing)
 
 
 def trains_alone(spec: AdapterSpec) -> bool:
@@ -148,8 +156,10 @@ class LeanStack:
         side: Side,
         *,
         decoder: LeanDecoder,
+        checkpointing: bool = False,
     ) -> None:
         self._decoder = decoder
+        self._checkpointing = checkpointing
         self._flat = FlatFactors(backbone, spec, side)
         self._lowest = decoder.lowest(backbone.target_layers(spec.target_modules))
         device = backbone.device
@@ -191,7 +201,9 @@ class LeanStack:
         keep = torch.is_grad_enabled()
         with torch.no_grad():
             inputs, first = entering_states(self._decoder, input_ids, lengths, self._lowest)
-            states, tape = self._decoder.forward(inputs, adapters, keep=keep, first=first)
+            states, tape = self._decoder.forward(
+                inputs, adapters, keep=keep, first=first, checkpoints=self._checkpointing
+            )
         self._pass = (adapters, tape)
         return states
 
@@ -211,13 +223,19 @@ class LeanStack:
 class SingleStack:
     """One client in PEFT's layers."""
 
-    def __init__(self, attached: AttachedLora, side: Side) -> None:
+    def __init__(self, attached: AttachedLora, side: Side, *, checkpointing: bool = False) -> None:
         self._attached = attached
-        self._side = side
+        self._side: Side = side
+        self._checkpointing = checkpointing
 
-    def active(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def active(self) -> Iterator[None]:
         """PEFT's layers are in the model."""
-        return self._attached.active(train=True, side=self._side)
+        with (
+            self._attached.active(train=True, side=self._side),
+            kept_inputs(self._attached.backbone, self._checkpointing),
+        ):
+            yield
 
     def load(self, client: int, flat: np.ndarray) -> None:
         """Copy in."""
@@ -247,12 +265,15 @@ class SingleStack:
 class CohortStack:
     """Several clients in stacked layers."""
 
-    def __init__(self, cohort: CohortLora) -> None:
+    def __init__(self, cohort: CohortLora, *, checkpointing: bool = False) -> None:
         self._cohort = cohort
+        self._checkpointing = checkpointing
 
-    def active(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def active(self) -> Iterator[None]:
         """The stacked layers are in the model."""
-        return self._cohort
+        with self._cohort, kept_inputs(self._cohort.backbone, self._checkpointing):
+            yield
 
     def load(self, client: int, flat: np.ndarray) -> None:
         """Copy in."""

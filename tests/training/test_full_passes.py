@@ -68,6 +68,6 @@ def test_receivers_see_the_gradient_of_their_own_weights(
 
 def test_the_lean_way_is_taken_where_it_can_be(backbone: Backbone, served: Backbone) -> None:
     assert isinstance(hooked_model(backbone, {}, {}), LeanModel)
-    assert isinstance(hooked_model(backbone, {}, {}, checkpointing=True), GraphModel)
+    assert isinstance(hooked_model(backbone, {}, {}, checkpointing=True), LeanModel)
     kind = LeanModel if served is backbone else GraphModel
     assert isinstance(hooked_model(served, {}, {}), kind)
