@@ -136,13 +136,20 @@ def make_optimizer(
             penalty in ``sgd``.
     """
     fused = parameters[0].device.type in FUSED_DEVICES
-    rate, decay = settings.learning_rate, settings.weight_decay
+    rate, decay, up = settings.learning_rate, settings.weight_decay, settings.ascend
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
-            parameters, rate, momentum=settings.momentum, weight_decay=decay, fused=fused
+            parameters,
+            rate,
+            momentum=settings.momentum,
+            weight_decay=decay,
+            fused=fused,
+            maximize=up,
         )
     betas = (settings.beta1, settings.beta2)
-    return torch.optim.AdamW(parameters, rate, betas=betas, weight_decay=decay, fused=fused)
+    return torch.optim.AdamW(
+        parameters, rate, betas=betas, weight_decay=decay, fused=fused, maximize=up
+    )
 
 
 def run(

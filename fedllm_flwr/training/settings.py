@@ -63,6 +63,7 @@ class LocalSettings:
         proximal_mu: FedProx's μ, >= 0: adds μ/2 · ‖θ - θ₀‖² over the trained factors.
         cohort_tokens: Token budget (clients x rows x padded length) of one batched pass; 0 = one
             client at a time, and with ``sample_privacy`` one row at a time.
+        ascend: Step up the loss and not down: a control of unlearning, which unlearns by damage.
         side: The LoRA factors that are trained; the other side stays bit-equal.
         sample_privacy: Steps from clipped gradients of single rows and noise; None = plain steps. A
             step then takes each row with the same probability, and ``batch_size`` x
@@ -90,6 +91,7 @@ class LocalSettings:
     clip_norm: float = 0.0
     proximal_mu: float = 0.0
     cohort_tokens: int = 512
+    ascend: bool = False
     side: Side = "both"
     sample_privacy: SamplePrivacy | None = None
     checkpointing: bool = False

@@ -1,10 +1,11 @@
 """What a client gets that asked to be forgotten: one certificate, for programs and for people."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
 from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.unlearning.attacks import Interval
 from fedllm_flwr.unlearning.deletion_log import Head
 from fedllm_flwr.unlearning.removal import Exactness
 from fedllm_flwr.unlearning.verdict import Check, Verdict
@@ -60,6 +61,7 @@ class Certificate:
         method: Key of ``removal.METHODS``; after a fallback the one that was fallen back to.
         exactness: What that method promises.
         fallen_back_from: The method whose result did not pass, or empty.
+        fallen_back_because: The check that it did not pass, and why, or empty.
         verdict: Of the battery; None if it was not asked for.
         queries: Queries of each check.
         budget: Queries that were allowed.
@@ -70,6 +72,10 @@ class Certificate:
         retained: What was kept, each with its reason.
         retention: Policy of the ledger, in words.
         log_head: Head of the deletion log behind this removal; None if there is no log.
+        rows: Training rows and held-out rows of the client that were asked about.
+        attacks: Of each membership attack on the full and the unlearned model, the intervals of its AUC and its hits.
+        left_out: Checks that say nothing here, each with the reason.
+        verification: What training the models for the verification cost; None if there was none.
 
     Raises:
         ConfigError: Something is retained without a reason.
@@ -91,6 +97,11 @@ class Certificate:
     retention: str
     log_head: Head | None = None
     fallen_back_from: str = ""
+    fallen_back_because: str = ""
+    rows: tuple[int, int] | None = None
+    attacks: tuple[Mapping[str, Any], ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    verification: Cost | None = None
 
     def __post_init__(self) -> None:
         """Check that nothing is kept without a word."""
@@ -115,6 +126,10 @@ def as_dict(certificate: Certificate) -> dict[str, Any]:
     fields["queries"] = dict(certificate.queries)
     fields["queries_spent"] = sum(certificate.queries.values())
     fields["retrain_cpu_ratio"] = certificate.cpu_ratio
+    fields["attacks"] = [dict(line) for line in certificate.attacks] or None
+    fields["left_out"] = dict(certificate.left_out) or None
+    if certificate.verdict is not None and certificate.verdict.by_attacks is None:
+        del fields["verdict"]["by_attacks"]
     present = {name: value for name, value in fields.items() if value not in (None, "")}
     plain: dict[str, Any] = _plain({"format": FORMAT, **present})
     return plain
@@ -137,7 +152,10 @@ def _method(certificate: Certificate) -> list[str]:
         f"- Method: `{certificate.method}`, {certificate.exactness}: {PROMISES[certificate.exactness]}",
     ]
     if certificate.fallen_back_from:
-        lines.append(f"- Fallen back from: `{certificate.fallen_back_from}`, which did not pass")
+        why = f": {certificate.fallen_back_because}" if certificate.fallen_back_because else ""
+        lines.append(
+            f"- Fallen back from: `{certificate.fallen_back_from}`, which did not pass{why}"
+        )
     lines.append(f"- Model: SHA-256 `{certificate.model_sha256}`")
     if certificate.log_head:
         head = certificate.log_head
@@ -156,13 +174,45 @@ def _verification(certificate: Certificate) -> list[str]:
         f"{verdict.reason[:1].upper()}{verdict.reason[1:]}.",
         "",
         f"- AUC of the attack before removal: {verdict.full_auc:.3f}",
-        f"- Queries: {spent} of {certificate.budget}",
+        f"- Queries: {spent} of {certificate.budget}"
+        + (
+            f", about {certificate.rows[0]} training and {certificate.rows[1]} held-out rows"
+            if certificate.rows
+            else ""
+        ),
         *(f"- Control `{name}`: {outcome}" for name, outcome in verdict.controls.items()),
         "",
         "| check | unlearned | retrained | difference (interval) | margin | outcome |",
         "|---|---|---|---|---|---|",
     ]
-    return lines + [_row(check) for check in verdict.checks]
+    lines += [_row(check) for check in verdict.checks]
+    return lines + _attacks(certificate) + _left_out(certificate)
+
+
+def _attacks(certificate: Certificate) -> list[str]:
+    """Of each attack, what it achieves, with bootstrap intervals."""
+    if not certificate.attacks:
+        return []
+    lines = [
+        "",
+        "| attack | model | AUC (interval) | hits at 1 % false alarms (interval) |",
+        "|---|---|---|---|",
+    ]
+    for line in certificate.attacks:
+        result = line["result"]
+        lines.append(
+            f"| {line['attack']} | {line['model']} | {_interval(result.auc)} | {_interval(result.low_rate_hits)} |"
+        )
+    return lines
+
+
+def _interval(found: Interval) -> str:
+    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+
+
+def _left_out(certificate: Certificate) -> list[str]:
+    lines = [f"- Left out: {name}: {why}" for name, why in certificate.left_out.items()]
+    return ["", *lines] if lines else []
 
 
 def _row(check: Check) -> str:
@@ -177,7 +227,12 @@ def _row(check: Check) -> str:
 
 def _costs(certificate: Certificate) -> list[str]:
     lines = ["## Cost", "", "| | CPU seconds | FLOPs |", "|---|---|---|"]
-    for name, cost in (("removal", certificate.removal), ("retraining", certificate.retraining)):
+    costs = {
+        "removal": certificate.removal,
+        "retraining": certificate.retraining,
+        "models for the verification": certificate.verification,
+    }
+    for name, cost in costs.items():
         if cost is not None:
             lines.append(f"| {name} | {cost.cpu_seconds:.4g} | {cost.flops:.4g} |")
     ratio = certificate.cpu_ratio
@@ -187,6 +242,8 @@ def _costs(certificate: Certificate) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -283,3 +283,16 @@ def test_loss_is_the_mean_over_the_label_tokens_of_each_step(
     assert result.loss == pytest.approx(np.mean(means), rel=1e-5)
     assert result.steps == 3
     assert result.tokens == sum(len(row.input_ids) for row in job.rows)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_ascending_goes_the_other_way_by_the_same_step(
+    backbone: Backbone, make_job: Callable[..., ClientJob], optimizer: str
+) -> None:
+    job = make_job(0)
+    base = replace(ONE_STEP, optimizer=optimizer, learning_rate=0.01)  # type: ignore[arg-type]
+    [down], [up] = (
+        train(backbone, [job], replace(base, ascend=ascend)) for ascend in (False, True)
+    )
+    assert np.abs(step_of(job, down)).max() > 0
+    np.testing.assert_allclose(step_of(job, up), -step_of(job, down), rtol=1e-4, atol=1e-6)

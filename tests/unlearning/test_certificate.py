@@ -1,12 +1,14 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.unlearning.attacks import attack
 from fedllm_flwr.unlearning.certificate import Certificate, Cost, Retained, as_dict, to_markdown
 from fedllm_flwr.unlearning.deletion_log import Head
-from fedllm_flwr.unlearning.verdict import CONTROLS, equivalence, identity, judge
+from fedllm_flwr.unlearning.verdict import CONTROLS, by_bytes, equivalence, identity, judge
 
 CHECKS = [equivalence("LiRA AUC", 0.51, (0.50, 0.51, 0.52)), identity("bytes", ())]
 FAILED = [equivalence("LiRA AUC", 0.9, (0.50, 0.51, 0.52)), identity("bytes", ("lora_b",))]
@@ -41,7 +43,7 @@ def test_the_dictionary_goes_through_json_and_holds_everything():
     assert fields["retrain_cpu_ratio"] == 8
     assert fields["verdict"]["decision"] == "pass"
     assert fields["verdict"]["checks"][0]["null"] == [0.50, 0.51, 0.52]
-    assert fields["verdict"]["checks"][0]["difference"]["low"] == pytest.approx(-0.0337, abs=1e-4)
+    assert fields["verdict"]["checks"][0]["difference"]["low"] == pytest.approx(-0.01686, abs=1e-4)
     assert fields["verdict"]["controls"]["no_op"] == "failed"
     assert fields["retained"][0]["reason"] == "figures of whole rounds, needed for the report"
     assert fields["log_head"] == {"entries": 3, "sha256": "cd" * 32}
@@ -81,7 +83,7 @@ def test_the_text_for_people():
         "- AUC of the attack before removal: 0.830",
         "- Queries: 300 of 1000",
         "- Control `refusal_wrapper`: failed",
-        "| LiRA AUC | 0.51 | 0.5, 0.51, 0.52 | +0 (-0.03372 to +0.03372) | 0.05, both | passed |",
+        "| LiRA AUC | 0.51 | 0.5, 0.51, 0.52 | +0 (-0.01686 to +0.01686) | 0.05, both | passed |",
         "| bytes | 0 | same bytes | +0 (+0 to +0) | 0, both | passed |",
         "| removal | 12 | 3e+12 |",
         "Retraining takes 8 times the CPU time of the removal.",
@@ -90,6 +92,33 @@ def test_the_text_for_people():
         "- Ledger: all rounds, until the run is deleted",
     ):
         assert line in lines
+
+
+def test_what_attacks_achieve_and_which_said_nothing_are_in_both():
+    result = attack(np.arange(2.0, 12.0), np.arange(10.0), np.random.default_rng(0), resamples=50)
+    found = replace(
+        CERTIFICATE,
+        verdict=by_bytes(CHECKS[1], VERDICT),
+        attacks=({"attack": "loss", "model": "full", "result": result},),
+        left_out={"LiRA": "no shadow models"},
+        rows=(60, 50),
+        verification=Cost(500.0, 1e14),
+        fallen_back_because="bytes differ",
+    )
+    fields = as_dict(found)
+    assert json.loads(json.dumps(fields, allow_nan=False)) == fields
+    assert fields["attacks"][0]["result"]["auc"]["value"] == pytest.approx(0.68)
+    assert fields["verdict"]["by_attacks"] == "pass"
+    assert fields["left_out"] == {"LiRA": "no shadow models"}
+    lines = to_markdown(found).splitlines()
+    for line in (
+        "- Queries: 300 of 1000, about 60 training and 50 held-out rows",
+        "- Left out: LiRA: no shadow models",
+        "- Fallen back from: `merge`, which did not pass: bytes differ",
+        "| models for the verification | 500 | 1e+14 |",
+    ):
+        assert line in lines
+    assert any(line.startswith("| loss | full | 0.680 (") for line in lines)
 
 
 def test_a_failure_is_not_worded_as_a_pass():

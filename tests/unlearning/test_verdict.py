@@ -11,11 +11,14 @@ from fedllm_flwr.unlearning.attacks import auc
 from fedllm_flwr.unlearning.budget import MARGIN
 from fedllm_flwr.unlearning.verdict import (
     CONTROLS,
+    by_bytes,
     equivalence,
     false_alarm_rate,
     identity,
     judge,
     outcome_of,
+    stated_margin,
+    tells,
 )
 
 NULL = (0.50, 0.51, 0.52)
@@ -34,14 +37,15 @@ def controls(outcome="failed", **others):
 
 
 def test_the_interval_by_hand():
-    """s = 0.01, and t(2) at 95 % is 2.920: the half-width is 2.920 · 0.01 · √(4/3)."""
-    half = 2.91999 * 0.01 * math.sqrt(4 / 3)
+    """s = 0.01, and t(2) at 95 % is 2.920: the half-width is 2.920 · 0.01 / √3; one more would be within it · 2."""
+    half = 2.91999 * 0.01 / math.sqrt(3)
     found = equivalence("auc", 0.52, NULL)
     assert found.difference.value == pytest.approx(0.01)
     assert found.difference.high - found.difference.value == pytest.approx(half, rel=1e-4)
     assert found.difference.value - found.difference.low == pytest.approx(half, rel=1e-4)
     assert found.outcome == "passed"
-    assert equivalence("auc", 0.53, NULL).outcome == "inconclusive"
+    assert equivalence("auc", 0.54, NULL).outcome == "passed"
+    assert equivalence("auc", 0.545, NULL).outcome == "inconclusive"
     assert equivalence("auc", 0.57, NULL).outcome == "failed"
     assert equivalence("auc", 0.45, NULL).outcome == "failed"
 
@@ -55,9 +59,10 @@ def test_forgetting_too_much_fails_too_and_one_sided_checks_look_one_way():
 
 
 def test_retrained_models_that_scatter_prove_nothing():
+    """t(2) s √(4/3) is 0.337: a difference of 0.3 may be the seed's, one of 0.4 is not."""
     wide = (0.4, 0.5, 0.6)
     assert equivalence("auc", 0.5, wide).outcome == "inconclusive"
-    assert equivalence("auc", 0.7, wide).outcome == "inconclusive"
+    assert equivalence("auc", 0.8, wide).outcome == "inconclusive"
     assert equivalence("auc", 0.9, wide).outcome == "failed"
 
 
@@ -86,17 +91,15 @@ def test_a_wrong_model_at_the_margin_passes_one_time_in_twenty_at_most():
     rng = np.random.default_rng(0)
     for spread in (0.005, 0.01, 0.02):
         passed = sum(
-            equivalence(
-                "auc", 0.55 + rng.normal(0, spread), 0.5 + rng.normal(0, spread, RETRAINS)
-            ).outcome
-            == "passed"
+            equivalence("auc", 0.55, 0.5 + rng.normal(0, spread, RETRAINS)).outcome == "passed"
             for _ in range(1000)
         )
         assert passed / 1000 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000)
 
 
 @pytest.mark.parametrize(
-    ("share", "retrains", "stated"), [(5, 3, 0.25), (5, 5, 0.04), (5, 8, 0.01), (8, 3, 0.02)]
+    ("share", "retrains", "stated"),
+    [(3, 3, 0.27), (3, 5, 0.066), (3, 8, 0.029), (4, 3, 0.078), (4, 5, 0.007), (4, 8, 0.002)],
 )
 def test_the_false_alarm_rates_that_are_stated(share, retrains, stated):
     """Against 3000 simulated null models, to 4 standard errors."""
@@ -106,6 +109,23 @@ def test_the_false_alarm_rates_that_are_stated(share, retrains, stated):
     draws = rng.normal(0, spread, (3000, retrains + 1))
     missed = sum(equivalence("auc", row[0], row[1:].tolist()).outcome != "passed" for row in draws)
     assert missed / 3000 == pytest.approx(rate, abs=4 * math.sqrt(rate * (1 - rate) / 3000))
+
+
+def test_the_margin_is_a_share_of_what_the_full_model_gives_away():
+    assert stated_margin(0.91, NULL, share=0.25, least=0.05) == pytest.approx(0.1)
+    assert stated_margin(0.11, NULL, share=0.25, least=0.05) == pytest.approx(0.1)
+    assert stated_margin(0.53, NULL, share=0.25, least=0.05) == 0.05
+    for wrong in ({"share": 1.0, "least": 0.05}, {"share": 0.5, "least": -1.0}):
+        with pytest.raises(ConfigError, match="margin: expected retrained models"):
+            stated_margin(0.9, NULL, **wrong)
+    with pytest.raises(ConfigError, match="margin: expected retrained models"):
+        stated_margin(0.9, (), share=0.5, least=0.05)
+
+
+def test_a_check_that_does_not_find_the_full_model_finds_nothing():
+    assert tells(check("failed"))
+    assert not tells(check("inconclusive"))
+    assert not tells(check("passed"))
 
 
 def test_false_alarms_at_both_ends():
@@ -199,7 +219,7 @@ def test_the_first_check_that_failed_is_named():
     verdict = judge(made, full_auc=0.7, controls=tried)
     assert (verdict.decision, verdict.deciding_check) == ("fail", "c")
     assert verdict.reason == (
-        "c is 0.9, +0.39 from retrained models (interval +0.3563 to +0.4237, margin 0.05)"
+        "c is 0.9, +0.39 from retrained models (interval +0.3731 to +0.4069, margin 0.05)"
     )
     verdict = judge(made[:2], full_auc=0.7, controls={c: t[:2] for c, t in tried.items()})
     assert (verdict.decision, verdict.deciding_check) == ("inconclusive", "b")
@@ -231,6 +251,22 @@ def test_bytes_are_equal_or_not():
     found = identity("bytes", ("a", "b"))
     assert (found.outcome, found.measured) == ("failed", 2)
     assert outcome_of([identity("bytes", ()), check("inconclusive")]) == "inconclusive"
+
+
+def test_bytes_decide_over_an_exact_method_and_what_attacks_say_stands_beside():
+    attacked = judge([check("inconclusive")], full_auc=0.9, controls=controls())
+    same = by_bytes(identity("bytes", ()), attacked)
+    assert (same.decision, same.by_attacks, same.deciding_check) == ("pass", "inconclusive", "")
+    assert [c.name for c in same.checks] == ["bytes", "auc"]
+    attacked = judge([check("passed")], full_auc=0.9, controls=controls())
+    other = by_bytes(identity("bytes", ("lora_b",)), attacked)
+    assert (other.decision, other.by_attacks, other.deciding_check) == ("fail", "pass", "bytes")
+    assert other.reason.startswith("1 arrays differ from a model retrained from the same seed")
+
+
+def test_attacks_without_power_conclude_nothing():
+    verdict = judge([check("passed")], full_auc=0.9, controls=controls(), powerless="no attack tells")  # fmt: skip
+    assert (verdict.decision, verdict.reason) == ("inconclusive", "no attack tells")
 
 
 def test_bad_input_is_refused():
