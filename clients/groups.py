@@ -121,7 +121,7 @@ def _names(work: Workspace, partition_id: int, split: str, kind: str) -> list[st
             )
         return [row.target for row in rows]
     if kind == "random":
-        return [_random_group(work.config.seed, row) for row in rows]
+        return [_random_group(work.config.rows_seed, row) for row in rows]
     if kind == "inferred":
         return _inferred(work, partition_id, split)
     return [NO_GROUP if row.group is None else row.group for row in rows]

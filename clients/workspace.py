@@ -17,6 +17,7 @@ import torch
 from flwr.app import Context, Message
 from transformers import PreTrainedTokenizerBase
 
+from clients.shadow import shadowed
 from fedllm_flwr import records
 from fedllm_flwr.config import RunConfig, run_config
 from fedllm_flwr.errors import AssetError, ConfigError, DataError, WireError
@@ -93,7 +94,7 @@ class Workspace:
         ref = self.config.model.ref(runtime.model_path)
         return _encoder(
             task.options(runtime.data_path),
-            self.config.seed,
+            self.config.rows_seed,
             load_tokenizer(ref, runtime.dtype) if self.is_split else self.backbone.tokenizer,
             template or task.template,
             task.loss,
@@ -198,8 +199,9 @@ def open_workspace(config_json: str) -> Workspace:
     runtime = config.runtime
     torch.set_num_threads(runtime.threads)
     keep_at_most(runtime.state_cache_mib)
-    task = load_task(config.task.options(runtime.data_path), config.seed)
-    work = Workspace(config, task, partition(task, config.partition, config.seed))
+    task = load_task(config.task.options(runtime.data_path), config.rows_seed)
+    clients = shadowed(config, partition(task, config.partition, config.rows_seed))
+    work = Workspace(config, task, clients)
     if work.is_split:
         work.encoder()
     else:

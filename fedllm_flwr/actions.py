@@ -17,7 +17,7 @@ from fedllm_flwr.core import (
     resumed_config,
 )
 from fedllm_flwr.costs import FORMATS, PUBLISHED_SHAPES, cost_tables, memory_rows, model_shape
-from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.errors import ConfigError, VerificationError
 from fedllm_flwr.launch import SuperLink, launch, simulation_superlink
 from fedllm_flwr.models.backbone import ALL_LINEAR
 from fedllm_flwr.models.shapes import layer_shapes, model_config
@@ -133,18 +133,50 @@ def _evaluate(composed: Composed, overrides: Sequence[str]) -> int:
 
 def _unlearn(composed: Composed, overrides: Sequence[str]) -> int:
     """Take a client out of a finished run, into a new run directory; the certificate on standard output."""
-    from fedllm_flwr.forgetting.command import told, unlearn
+    from fedllm_flwr.forgetting.command import unlearn, wanted
     from fedllm_flwr.forgetting.request import read_request
 
     directory = RunDirectory.open(_needed(composed))
-    _only(overrides, "unlearn", "client=", "method=", "out_dir=", "runtime")
+    verifying = ("verify=", "budget=", "fallback=", "verification")
+    _only(overrides, "unlearn", "client=", "method=", "out_dir=", "runtime", *verifying)
     runtime = chosen_runtime(directory, composed.config.runtime, overrides)
     request = read_request(directory, composed.forget, composed.removal, runtime)
+    asked = None
+    if composed.verify:
+        asked = wanted(request, composed.verification, falls_back=bool(composed.fallback))
     out_dir = Path(composed.config.out_dir) if composed.config.out_dir else None
     kept = [o for o in overrides if o.startswith("runtime")]
-    folder = unlearn(request, out_dir, kept, run_experiment)
+    folder = unlearn(request, out_dir, kept, run_experiment, asked)
+    return _certified(folder)
+
+
+def _verify(composed: Composed, overrides: Sequence[str]) -> int:
+    """Attack a run that a client was taken out of; its certificate, with the verdict, on standard output."""
+    from fedllm_flwr.forgetting.command import verify_run
+
+    directory = RunDirectory.open(_needed(composed))
+    _only(overrides, "verify", "runtime", "budget=", "verification")
+    runtime = chosen_runtime(directory, composed.config.runtime, overrides)
+    kept = [o for o in overrides if o.startswith("runtime")]
+    folder = verify_run(directory, runtime, composed.verification, kept, run_experiment)
+    return _certified(folder)
+
+
+def _certified(folder: Path) -> int:
+    """Print a removal's certificate.
+
+    Raises:
+        VerificationError: Its verdict is not a pass.
+    """
+    from fedllm_flwr.forgetting.command import told
+
     print(told(folder))
     print(f"report: {folder / 'report.html'}", file=sys.stderr)
+    decision = RunDirectory.open(folder).summary().get("verdict", "pass")
+    if decision != "pass":
+        raise VerificationError(
+            f"{folder}: the verification says {decision}; certificate.md says which check decided"
+        )
     return 0
 
 
@@ -289,6 +321,7 @@ ACTIONS: dict[str, Callable[[Composed, Sequence[str]], int]] = {
     "evaluate": _evaluate,
     "report": _report,
     "unlearn": _unlearn,
+    "verify": _verify,
     "status": _status,
     "costs": _costs,
     "cascade": _cascade,

@@ -99,7 +99,7 @@ def open_chain(config: RunConfig, cascade: CascadeConfig) -> tuple[Task, tuple[T
             "action=cascade: needs replay=<JSON Lines file of answers>, or two or more cascade.tiers, got none"
         )
     runtime = config.runtime
-    task = load_task(config.task.options(runtime.data_path), config.seed)
+    task = load_task(config.task.options(runtime.data_path), config.rows_seed)
     members = [member for tier in cascade.tiers for member in tier.members]
     queries = [*task.splits["validation"], *task.splits["test"]]
     check_unseen(members, queries, runtime.data_path)
@@ -273,7 +273,7 @@ def _query(
     tiers: Sequence[Tier],
     thetas: Sequence[float],
 ) -> dict[str, Any]:
-    task = load_task(config.task.options(config.runtime.data_path), config.seed)
+    task = load_task(config.task.options(config.runtime.data_path), config.rows_seed)
     chain = Chain(tuple(tiers[1:]), tuple(thetas[1:]))
     walked: list[Answered] = []
 

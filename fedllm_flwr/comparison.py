@@ -51,7 +51,7 @@ def predictor_baselines(config: RunConfig, journal: Journal) -> None:
     if not wanted or not missing or task_kind(config) != "classification":
         return
     task = _task(config)
-    clients = partition(task, config.partition, config.seed)
+    clients = partition(task, config.partition, config.rows_seed)
     train, validation = (
         [r for c in clients for r in getattr(c, split) if r.label is not None]  # a canary has none
         for split in ("train", "validation")
@@ -175,7 +175,7 @@ def _trial(
 
 
 def _task(config: RunConfig) -> Task:
-    return load_task(config.task.options(config.runtime.data_path), config.seed)
+    return load_task(config.task.options(config.runtime.data_path), config.rows_seed)
 
 
 def _templates(config: RunConfig, journal: Journal) -> list[str]:

@@ -18,11 +18,22 @@ from fedllm_flwr.project import project_conf
 from fedllm_flwr.settings.cascade import CascadeConfig
 from fedllm_flwr.settings.serving import ServingConfig
 from fedllm_flwr.settings.tree import from_tree
+from fedllm_flwr.settings.verification import VerificationConfig
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 """The groups, found beside the package: in a checkout, in a wheel and in an unpacked FAB alike."""
 
-DOOR_KEYS = ("action", "run", "format", "replay", "prices", "forget", "removal")
+DOOR_KEYS = (
+    "action",
+    "run",
+    "format",
+    "replay",
+    "prices",
+    "forget",
+    "removal",
+    "verify",
+    "fallback",
+)
 """Keys of the command line that are not part of a run's configuration."""
 
 READ_BY = {
@@ -31,17 +42,24 @@ READ_BY = {
     "prices": ("cascade",),
     "forget": ("unlearn",),
     "removal": ("unlearn",),
+    "verify": ("unlearn",),
+    "fallback": ("unlearn",),
 }
 """Which actions read a key; others refuse it."""
 
-UNLEARN_WORDS = {"client=": "forget=", "method=": "removal="}
-"""With action=unlearn these words name a client and a way to remove it; else they choose of a group."""
+UNLEARN_WORDS = {"client=": "forget=", "method=": "removal=", "budget=": "verification.budget="}
+"""With action=unlearn these words name a client, a way to remove it and a number of queries; else they choose of a
+group."""
+
+VERIFY_WORDS = {"budget=": "verification.budget="}
+"""With action=verify."""
 
 CASCADE_ACTIONS = ("cascade", "calibrate", "query", "serve")
 """Which actions read the group ``cascade``, which is no part of a run's configuration either."""
 
 NO_CASCADE = CascadeConfig(name="none")
 DEFAULT_SERVING = ServingConfig()
+DEFAULT_VERIFICATION = VerificationConfig()
 
 
 @dataclass(frozen=True)
@@ -60,8 +78,11 @@ class Composed:
     prices: str = ""
     forget: str = ""
     removal: str = ""
+    verify: str = ""
+    fallback: str = ""
     cascade: CascadeConfig = NO_CASCADE
     serving: ServingConfig = DEFAULT_SERVING
+    verification: VerificationConfig = DEFAULT_VERIFICATION
 
     def __post_init__(self) -> None:
         """Refuse a key that the action would not read."""
@@ -78,6 +99,15 @@ class Composed:
         if self.serving != DEFAULT_SERVING and self.action != "serve":
             raise ConfigError(
                 f"serving: expected its settings with action=serve, got action={self.action}"
+            )
+        for key, known in (("verify", "adversarial"), ("fallback", "retrain")):
+            if getattr(self, key) not in ("", known):
+                raise ConfigError(f"{key}: expected {known}, got {getattr(self, key)!r}")
+        verifies = self.action == "verify" or bool(self.verify)
+        if not verifies and (self.fallback or self.verification != DEFAULT_VERIFICATION):
+            raise ConfigError(
+                "fallback, budget and verification: expected with action=verify, or action=unlearn "
+                f"verify=adversarial, got action={self.action} without verify="
             )
 
 
@@ -103,9 +133,8 @@ def compose_run(overrides: Sequence[str], project: Path | None = None) -> Compos
 
 def _unlearn_words(overrides: Sequence[str]) -> list[str]:
     """Overrides as Hydra has to read them."""
-    if "action=unlearn" not in overrides:
-        return list(overrides)
-    words = UNLEARN_WORDS.items()
+    own = {"action=unlearn": UNLEARN_WORDS, "action=verify": VERIFY_WORDS}
+    words = [each for action, named in own.items() if action in overrides for each in named.items()]
     found = ((o, next(((w, k) for w, k in words if o.startswith(w)), ("", ""))) for o in overrides)
     return [key + override.removeprefix(word) for override, (word, key) in found]
 
@@ -141,7 +170,10 @@ def from_node(node: DictConfig) -> Composed:
     doors = {key: _typed(tree.pop(key, "")) for key in DOOR_KEYS}
     cascade = from_tree(CascadeConfig, tree.pop("cascade", {"name": "none"}), "cascade")
     serving = from_tree(ServingConfig, tree.pop("serving", {}), "serving")
-    return Composed(run_config(tree), **doors, cascade=cascade, serving=serving)
+    verification = from_tree(VerificationConfig, tree.pop("verification", {}), "verification")
+    return Composed(
+        run_config(tree), **doors, cascade=cascade, serving=serving, verification=verification
+    )
 
 
 def _typed(value: Any) -> str:

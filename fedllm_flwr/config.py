@@ -48,6 +48,7 @@ class RunConfig:
 
     experiment: str
     seed: int
+    data_seed: int = -1
     num_rounds: int
     evaluate_every: int = 1
     selection: Literal["last", "best_validation"] = "last"
@@ -83,7 +84,13 @@ class RunConfig:
             f"partition.num_clients: expected >= 1, got {self.partition.num_clients}",
         )
         require(self.seed >= 0, f"seed: expected >= 0, got {self.seed}")
+        require(self.data_seed >= -1, f"data_seed: expected >= -1, got {self.data_seed}")
         check_compatible(self)
+
+    @property
+    def rows_seed(self) -> int:
+        """Root of the draws that make rows and deal them to clients; all other draws are of ``seed``."""
+        return self.seed if self.data_seed == -1 else self.data_seed
 
     @property
     def kept_checkpoints(self) -> int:

@@ -33,15 +33,15 @@ def control_baselines(config: RunConfig, journal: Journal) -> None:
     """
     there = {record["name"] for record in journal.run.records("baseline")}
     options = config.task.options(config.runtime.data_path)
-    task = load_task(options, config.seed)
-    work = Workspace(config, task, partition(task, config.partition, config.seed))
+    task = load_task(options, config.rows_seed)
+    work = Workspace(config, task, partition(task, config.partition, config.rows_seed))
     tests = [client.test for client in work.clients]
     if isinstance(config.method, FedResPromptConfig) and LOGISTIC not in there:
         predicted, inverse = _logistic(work)
         detail = f"on all clients' states in one place (simulation only), C {inverse:g}"
         _add(journal, LOGISTIC, predicted, tests, detail)
     if task.name == "mackey_glass" and PERSISTENCE not in there:
-        predicted = [last_value_classes(options, config.seed, rows) for rows in tests]
+        predicted = [last_value_classes(options, config.rows_seed, rows) for rows in tests]
         _add(journal, PERSISTENCE, predicted, tests, "the class of the last value of the context")
 
 

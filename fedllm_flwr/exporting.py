@@ -77,7 +77,7 @@ def _export_controller(config: RunConfig, strategy: FedResPrompt, folder: Path) 
         {name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / CONTROLLER_FILE
     )
     series_width = load_task(
-        config.task.options(config.runtime.data_path), config.seed
+        config.task.options(config.runtime.data_path), config.rows_seed
     ).series_width
     described = {
         "model": config.model.ref(config.runtime.model_path).label,
@@ -100,7 +100,7 @@ def _export_model(config: RunConfig, strategy: FedGrass, folder: Path) -> None:
 
 def _fixed_ids(config: RunConfig) -> tuple[int, ...]:
     """Tokens of the text ahead of every row."""
-    task = load_task(config.task.options(config.runtime.data_path), config.seed)
+    task = load_task(config.task.options(config.runtime.data_path), config.rows_seed)
     ref = config.model.ref(config.runtime.model_path)
     encoder = build_encoder(
         task,

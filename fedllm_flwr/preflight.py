@@ -42,13 +42,13 @@ def preflight(config: RunConfig) -> None:
     _check_method(config)
     check_budget(config)
     if config.runtime.name != "deployment":
-        task = load_task(config.task.options(config.runtime.data_path), config.seed)
+        task = load_task(config.task.options(config.runtime.data_path), config.rows_seed)
         if config.task.loss == "labels" and task.kind != "classification":
             raise ConfigError(
                 f"task.loss=labels and task={config.task.name}: the rows have no labels, use task.loss=vocabulary"
             )
         task.template(config.task.template)
-        clients = partition(task, config.partition, config.seed)
+        clients = partition(task, config.partition, config.rows_seed)
         check_groups(config, task, clients)
         check_row_budget(config, [len(client.train) for client in clients])
         _check_words(config, task)

@@ -58,7 +58,7 @@ class FedResPrompt(RoundStrategy):
         method = config.method
         assert isinstance(method, FedResPromptConfig)  # noqa: S101  # the table of strategies says so
         self.method = method
-        task = load_task(config.task.options(config.runtime.data_path), config.seed)
+        task = load_task(config.task.options(config.runtime.data_path), config.rows_seed)
         width = prompt_width(config.model.ref(config.runtime.model_path))
         self.spec = method.controller(task.series_width, width)
         self.reservoir = Reservoir(method.reservoir(config.seed, task.series_width)).fingerprint()

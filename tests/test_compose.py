@@ -62,6 +62,32 @@ def test_a_key_that_the_action_would_not_read_is_refused() -> None:
         compose_run(["action=costs", "replay=x"])
 
 
+def test_a_verification_is_asked_for_and_has_its_words() -> None:
+    asked = compose_run(
+        [
+            "action=unlearn",
+            "verify=adversarial",
+            "budget=500",
+            "fallback=retrain",
+            "verification=quick",
+        ]
+    )
+    assert (asked.verify, asked.fallback) == ("adversarial", "retrain")
+    assert (asked.verification.budget, asked.verification.shadows) == (500, 0)
+    assert compose_run(["action=verify", "budget=300"]).verification.budget == 300
+    assert asked.config == compose_run([]).config
+    for settings, match in (
+        (["action=unlearn", "budget=300"], "expected with action=verify, or action=unlearn verify="),
+        (["action=unlearn", "fallback=retrain"], "expected with action=verify, or action=unlearn"),
+        (["verification=quick"], "expected with action=verify"),
+        (["action=unlearn", "verify=yes"], "verify: expected adversarial, got 'yes'"),
+        (["action=unlearn", "verify=adversarial", "fallback=merge"], "fallback: expected retrain, got 'merge'"),
+        (["action=verify", "verify=adversarial"], "verify=adversarial: expected with action=unlearn"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=match):
+            compose_run(settings)
+
+
 def test_it_composes_inside_another_composition() -> None:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         assert compose_run(["experiment=smoke"]).config.seed == 0
@@ -111,7 +137,7 @@ def test_every_error_is_one_line(overrides: list[str]) -> None:
 def test_an_unknown_choice_lists_the_known_ones() -> None:
     text = "In 'config': Could not find 'task/poetry'\n\nAvailable options in 'task':\n\tcsv"
     found = one_line(text, ["task=poetry"])
-    assert found.startswith("task: expected one of csv, dataset_folder, headlines, ")
+    assert found.startswith("task: expected one of author_facts, csv, dataset_folder, ")
     assert found.endswith(", got 'poetry'")
 
 

@@ -29,7 +29,7 @@ def test_runtime_and_folder_are_outside_the_fingerprint_and_everything_else_is_i
         "out_dir=elsewhere",
     ):
         assert smoke(same).fingerprint() == base, same
-    changes = ["seed=1", "num_rounds=3", "method.rank=4", "task.max_tokens=40", "partition.alpha=0.5",
+    changes = ["seed=1", "data_seed=1", "num_rounds=3", "method.rank=4", "task.max_tokens=40", "partition.alpha=0.5",
                "optimizer.learning_rate=0.01", "client.batch_size=4", "strategy=svd", "wire=float16"]  # fmt: skip
     assert len({base, *(smoke(change).fingerprint() for change in changes)}) == len(changes) + 1
 
@@ -56,6 +56,7 @@ def test_paths_on_a_node_never_enter_the_message(smoke: Smoke) -> None:
         ("client.local_steps=3", "exactly one above 0, got local_epochs=1 local_steps=3"),
         ("strategy.server_optimizer=adam", "strategy.server_optimizer: expected one of .*fedadam"),
         ("optimizer.learning_rate=-1", "optimizer.learning_rate: expected > 0, got -1"),
+        ("data_seed=-2", "data_seed: expected >= -1, got -2"),
         ("num_rounds=0", "num_rounds: expected >= 1, got 0"),
         ("num_rounds=three", "num_rounds: expected int, got 'three'"),
         ("model.hub_id=a/b", "model.hub_id: belongs to model=hub"),

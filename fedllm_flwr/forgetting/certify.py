@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +13,101 @@ from fedllm_flwr.costs import model_shape
 from fedllm_flwr.forgetting.prepare import KEPT, UNLEARNED
 from fedllm_flwr.forgetting.remembers import memories
 from fedllm_flwr.forgetting.request import Request
+from fedllm_flwr.forgetting.verify import Verified
 from fedllm_flwr.models.shapes import model_config
 from fedllm_flwr.runs.atomic import write_bytes, write_json, write_text
 from fedllm_flwr.runs.directory import RunDirectory
-from fedllm_flwr.unlearning.certificate import Certificate, Cost, as_dict, to_markdown
+from fedllm_flwr.unlearning.certificate import (
+    Certificate,
+    Cost,
+    Retained,
+    as_dict,
+    to_markdown,
+)
 from fedllm_flwr.unlearning.deletion_log import KEY_VARIABLE, Head, append, read_private_key
 from fedllm_flwr.unlearning.removal import shard_of
 
 CERTIFICATE = "certificate"
 DELETIONS = "deletions.jsonl"
 NO_LEDGER = "no updates were kept"
+SAID = Retained(
+    "in verification/, losses of the client's rows under the models that were compared; no row",
+    "the verdict can be computed again from them; whoever runs the federation deletes them",
+)
+MADE = "the shadow models and controls of the verification, which held the client"
 
 
-def certify(request: Request, run: RunDirectory) -> None:
+@dataclass(frozen=True)
+class Attempt:
+    """A removal by another method that did not pass before this one was made."""
+
+    method: str
+    reason: str
+
+
+def certify(
+    request: Request,
+    run: RunDirectory,
+    verified: Verified | None = None,
+    *,
+    budget: int = 0,
+    before: Attempt | None = None,
+) -> None:
     """Write ``certificate.json`` and ``certificate.md``, which may be handed out and are not written a second time.
 
-    Only one without a signed entry is written anew, once there is a key to sign with.
+    Only one without a signed entry is written anew, once there is a key to sign with; and a verification adds to one.
 
     Args:
         request: What was done.
         run: The finished new run.
+        verified: What a verification found.
+        budget: The queries that it was allowed.
+        before: The attempt that did not pass before.
     """
     path = run.path / f"{CERTIFICATE}.json"
-    if path.exists() and (_is_logged(path) or not os.environ.get(KEY_VARIABLE)):
+    old = json.loads(path.read_bytes()) if path.exists() else {}
+    is_logged = "log_head" in old
+    if old and verified is None and (is_logged or not os.environ.get(KEY_VARIABLE)):
         return
     config = request.new_config()
     remembered = memories(request, config, int(run.manifest[UNLEARNED][KEPT]))
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    retained, purged = remembered.retained, remembered.purged
+    if verified is not None:
+        retained, purged = (*retained, SAID), (*purged, MADE)
+    now = str(old.get("time", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())))
     certificate = Certificate(
         run=request.source.path.name,
         client=request.client,
         time=now,
         method=request.method,
         exactness=request.exactness,
-        verdict=None,
-        queries={},
-        budget=0,
+        verdict=verified.verdict if verified else None,
+        queries=verified.queries if verified else {},
+        budget=budget,
         removal=removal_cost(request, run),
-        retraining=retraining_cost(request),
+        retraining=_measured(request, *verified.retraining)
+        if verified
+        else retraining_cost(request),
         model_sha256=str(run.summary()["adapter_sha256"]),
-        purged=remembered.purged,
-        retained=remembered.retained,
+        purged=purged,
+        retained=retained,
         retention=config.unlearning.retention or NO_LEDGER,
-        log_head=_log(request, run, now),
+        log_head=Head(**old["log_head"]) if is_logged else _log(request, run, now),
+        fallen_back_from=before.method if before else str(old.get("fallen_back_from", "")),
+        fallen_back_because=before.reason if before else str(old.get("fallen_back_because", "")),
+        rows=verified.rows if verified else None,
+        attacks=verified.attacks if verified else (),
+        left_out=verified.left_out if verified else {},
+        verification=_measured(request, *verified.training) if verified else None,
     )
     write_text(run.path / f"{CERTIFICATE}.md", to_markdown(certificate) + "\n")
     write_json(path, as_dict(certificate))
+    decision = {"verdict": verified.verdict.decision} if verified else {}
+    run.write_summary({**run.summary(), **decision, "retrain_cpu_ratio": certificate.cpu_ratio})
 
 
-def _is_logged(certificate: Path) -> bool:
-    return "log_head" in json.loads(certificate.read_bytes())
+def _measured(request: Request, cpu_seconds: float, tokens: float) -> Cost:
+    return _cost(request.config, [{"cpu_seconds": cpu_seconds, "tokens": tokens}])
 
 
 def removal_cost(request: Request, run: RunDirectory) -> Cost:

@@ -31,6 +31,9 @@ from strategies.replayed import KIND
 UNLEARNED = "unlearned"
 """Key of the manifest: which client was taken out of which run, how, and what preparing took."""
 
+PLACE = "place"
+"""Key below it: where that run is, as seen from the new one."""
+
 KEPT = "kept_rounds"
 """Key below it: the last round whose checkpoints and records were taken over; -1 where none were."""
 
@@ -60,7 +63,8 @@ def prepare(request: Request, out_dir: Path) -> RunDirectory:
         kept, tokens = _fill(request, temporary)
         spent = time.process_time() - began
         work = {KEPT: kept, "prepare_cpu_seconds": spent, "prepare_tokens": tokens}
-        RunDirectory.create(temporary, _manifest(request, config, work))
+        place = os.path.relpath(request.source.path, out_dir)
+        RunDirectory.create(temporary, _manifest(request, config, {PLACE: place, **work}))
         _note(RunDirectory.open(temporary), request)
         os.rename(temporary, out_dir)
     except OSError as error:
@@ -186,7 +190,7 @@ def _source(request: Request) -> str:
     return str(request.source.manifest["fingerprint"])
 
 
-def _manifest(request: Request, config: RunConfig, work: Mapping[str, float]) -> dict[str, Any]:
+def _manifest(request: Request, config: RunConfig, work: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "experiment": config.experiment,
         "fingerprint": config.fingerprint(),

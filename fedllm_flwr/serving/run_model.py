@@ -79,7 +79,7 @@ def _adaptation(directory: RunDirectory, config: RunConfig) -> Adaptation:
 
 def _task_encoder(config: RunConfig) -> Encode:
     """Chats of one user turn as rows of the run's task."""
-    task = load_task(config.task.options(config.runtime.data_path), config.seed)
+    task = load_task(config.task.options(config.runtime.data_path), config.rows_seed)
     template = task.template(config.task.template)
 
     def encode(turns: Sequence[Turn], tokenizer: Any) -> list[int]:

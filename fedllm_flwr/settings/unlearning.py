@@ -32,7 +32,8 @@ class UnlearningConfig:
     ``none`` keeps nothing; ``ledger`` keeps every update and every checkpoint; ``shards`` trains ``shards`` groups of
     clients apart and keeps a ledger of each. ``removed`` names clients that are passed over wherever they are drawn:
     a run with it is what a removal has to equal. ``removal`` and ``exactness`` are written by a removal: how the model
-    was made, and what that promises.
+    was made, and what that promises. ``shadowed`` and ``shadow`` are written by a verification: in shadow model number
+    ``shadow`` that client trains on a drawn half of all of its rows, held-out ones included.
     """
 
     name: Literal["none", "ledger", "shards"]
@@ -41,6 +42,8 @@ class UnlearningConfig:
     removed: tuple[int, ...] = ()
     removal: Removal = "none"
     exactness: Literal["", "exact", "rounding", "approximate"] = ""
+    shadowed: int = -1
+    shadow: int = -1
 
     def __post_init__(self) -> None:
         """Check ranges, and that no setting is without effect."""
@@ -66,6 +69,16 @@ class UnlearningConfig:
             self.removal != "none" or not self.exactness,
             f"unlearning.exactness={self.exactness} and unlearning.removal=none: it is the promise of a removal, "
             "leave it empty",
+        )
+        require(
+            (self.shadowed >= 0) == (self.shadow >= 0) and min(self.shadowed, self.shadow) >= -1,
+            f"unlearning.shadowed={self.shadowed} and unlearning.shadow={self.shadow}: expected a client and the "
+            "number of a shadow model, or -1 and -1",
+        )
+        require(
+            self.shadowed not in self.removed,
+            f"unlearning.shadowed={self.shadowed} and unlearning.removed={list(self.removed)}: nobody would train on "
+            "the drawn half, name a client that stays",
         )
 
     @property
@@ -98,6 +111,10 @@ def check_unlearning(run: Run) -> None:
         _check_plain(run, f"unlearning={unlearning.name}")
     if unlearning.removed:
         _check_removed(run)
+    require(
+        unlearning.shadowed < run.partition.num_clients,
+        f"unlearning.shadowed: expected one of the {run.partition.num_clients} clients, got {unlearning.shadowed}",
+    )
     if unlearning.removal != "none":
         promised = exactness_of(unlearning.removal, num_rounds=run.num_rounds)
         require(

@@ -106,7 +106,7 @@ def check_unseen(members: Iterable[MemberConfig], rows: Iterable[Row], data_path
         if not member.run:
             continue
         run = run_config(RunDirectory.open(Path(member.run)).manifest["config"])
-        task = load_task(run.task.options(data_path), run.seed)
+        task = load_task(run.task.options(data_path), run.rows_seed)
         seen = queries & {row.row_id for row in task.splits["train"]}
         if seen:
             raise ConfigError(

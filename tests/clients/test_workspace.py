@@ -51,6 +51,20 @@ def test_the_same_message_opens_the_same_workspace(micro: Fixture, asking: Fixtu
     assert read(asking(config, 0), node()).work is read(asking(config, 2), node()).work
 
 
+def test_a_seed_of_the_data_keeps_the_rows_and_leaves_the_training_its_own_draws(
+    micro: Fixture, play: Fixture
+) -> None:
+    def rows(*overrides: str) -> list[Any]:
+        work = open_workspace(whole_json(micro(*overrides)))
+        return [(c.train, c.validation, c.test) for c in work.clients]
+
+    assert rows("seed=1", "data_seed=0") == rows("seed=0") == rows("seed=0", "data_seed=0")
+    assert rows("seed=1") != rows("seed=0")
+    short = ("num_rounds=1", "data_seed=0")
+    same, other = play(micro("num_rounds=1")), play(micro(*short, "seed=1"))
+    assert same.sha == play(micro(*short)).sha != other.sha
+
+
 def test_runs_that_differ_in_a_rate_share_backbone_and_tokens(micro: Fixture) -> None:
     one, two = (
         open_workspace(whole_json(micro(f"optimizer.learning_rate={rate}")))

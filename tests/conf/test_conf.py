@@ -19,6 +19,7 @@ from fedllm_flwr.settings.cascade import CascadeConfig
 from fedllm_flwr.settings.methods import METHODS
 from fedllm_flwr.settings.privacy import PRIVACY
 from fedllm_flwr.settings.serving import ServingConfig
+from fedllm_flwr.settings.verification import VerificationConfig
 from fedllm_flwr.tasks.base import TaskOptions
 from fedllm_flwr.tasks.catalog import TASKS
 from fedllm_flwr.tasks.dealing import SCHEMES
@@ -27,6 +28,7 @@ GROUPS = {f.name: f.type for f in dataclasses.fields(RunConfig) if dataclasses.i
 GROUPS |= {"method": METHODS["fedlora"], "privacy": PRIVACY["none"]}
 GROUPS["serving"] = ServingConfig
 GROUPS["cascade"] = CascadeConfig
+GROUPS["verification"] = VerificationConfig
 LEAVES = sorted(p for p in CONF.glob("*/*.yaml") if p.parent.name != "experiment")
 EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 NEEDED = {
@@ -119,7 +121,7 @@ def test_a_leaf_composes_and_types(leaf: Path) -> None:
     wanted = [f"{group}={name}", *extra, *NEEDED.get((group, name), [])]
     if (group, name) == ("runtime", "deployment"):
         wanted.append("baselines=none")
-    wanted += ["action=serve"] if group == "serving" else []
+    wanted += {"serving": ["action=serve"], "verification": ["action=verify"]}.get(group, [])
     composed = compose_run(["experiment=smoke", *wanted])
     found = getattr(composed if hasattr(composed, group) else composed.config, group)
     values = read(leaf) | {key.split(".")[1]: None for key in wanted if key.startswith(f"{group}.")}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.odd_client import odd_rows, overrides
 from fedllm_flwr.actions import run_experiment
 from fedllm_flwr.compose import compose_run
 from fedllm_flwr.runs.directory import RunDirectory
@@ -48,6 +49,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunDirectory
         overrides = [*LATE, *CASES[case], *more]
         run_experiment(compose_run(overrides).config, overrides, str(folder))
         return RunDirectory.open(folder)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], tuple[RunDirectory, Path]]:
+    """A run with a client that can be told from held-out rows like its own, and the file with the rows."""
+
+    @cache
+    def run() -> tuple[RunDirectory, Path]:
+        folder = tmp_path_factory.mktemp("odd")
+        odd_rows(folder / "rows.csv")
+        settings = overrides(folder / "rows.csv")
+        run_experiment(compose_run(settings).config, settings, str(folder / "run"))
+        return RunDirectory.open(folder / "run"), folder / "rows.csv"
 
     return run
 

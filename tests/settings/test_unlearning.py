@@ -24,6 +24,9 @@ KEPT = "kept for a year"
         ({"name": "none", "removal": "merge"}, r"unlearning\.removal=merge and unlearning\.removed=\[\]"),
         ({"name": "none", "removed": (1,), "exactness": "exact"},
          r"unlearning\.exactness=exact and unlearning\.removal=none"),
+        ({"name": "none", "shadow": 1}, r"unlearning\.shadowed=-1 and unlearning\.shadow=1"),
+        ({"name": "none", "shadowed": -2, "shadow": -2}, r"unlearning\.shadowed=-2"),
+        ({"name": "none", "removed": (1,), "shadowed": 1, "shadow": 0}, "nobody would train on the drawn half"),
     ],
 )  # fmt: skip
 def test_what_is_out_of_range_or_without_effect_is_named(settings: Any, match: str) -> None:
