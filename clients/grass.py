@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import Context, Message
 
 from clients.base import Adapted, answer_evaluation, attempt, local_settings
+from clients.outgoing import Trained, encoded_parts
 from clients.workspace import Asked, Workspace, read
 from fedllm_flwr import records
 from fedllm_flwr.errors import WireError
@@ -54,7 +55,7 @@ def train(message: Message, context: Context) -> Message:
         found, reason = attempt(
             partition_id,
             f"its {stage} stage",
-            lambda p=partition_id: stages[stage](asked, p, start),  # type: ignore[misc]
+            lambda p=partition_id: stages[stage](asked, context, p, start),  # type: ignore[misc]
         )
         info, own = found or (
             {"partition-id": partition_id, "num-examples": 0, "error": reason},
@@ -75,7 +76,9 @@ def evaluate(message: Message, context: Context) -> Message:
         return answer_evaluation(asked, message, lambda _: Adapted(None, None))
 
 
-def _norms(asked: Asked, partition_id: int, start: Mapping[str, RowUpdate]) -> Answer:
+def _norms(
+    asked: Asked, context: Context, partition_id: int, start: Mapping[str, RowUpdate]
+) -> Answer:
     """What the rule reads of the gradient of the first micro-batch that the client will train on.
 
     Raises:
@@ -97,8 +100,10 @@ def _norms(asked: Asked, partition_id: int, start: Mapping[str, RowUpdate]) -> A
     return {"partition-id": partition_id, "num-examples": len(rows)}, {NORMS: flat}
 
 
-def _trained(asked: Asked, partition_id: int, start: Mapping[str, RowUpdate]) -> Answer:
-    """What the client's rows have changed by, and which they are where it picked them."""
+def _trained(
+    asked: Asked, context: Context, partition_id: int, start: Mapping[str, RowUpdate]
+) -> Answer:
+    """What the client's rows have changed by, as it may leave, and which they are where it picked them."""
     work = asked.work
     method = _method(work)
     job = FullJob(
@@ -117,7 +122,10 @@ def _trained(asked: Asked, partition_id: int, start: Mapping[str, RowUpdate]) ->
     if method.picks_at_clients:
         heights = {name: shape.out_features for name, shape in _shapes(work).items()}
         info["rows"] = {n: bitmap(u.indices, heights[n]) for n, u in result.updates.items()}
-    return info, {ROWS: pack(result.updates)}
+    values = pack(result.updates)
+    shapes = [update.values.shape for _, update in sorted(result.updates.items())]
+    changed = Trained(values=values, received=np.zeros_like(values), shapes=shapes)
+    return info, encoded_parts(asked, context, partition_id, {ROWS: changed})
 
 
 def _info(result: FullResult) -> dict[str, Any]:
@@ -142,7 +150,11 @@ def _changed(asked: Asked) -> dict[str, RowUpdate]:
         for name, text in places.items()
     }
     columns = {name: shape.in_features for name, shape in shapes.items()}
-    return unpack(asked.parts[STATE], indices, columns)
+    values = asked.parts[STATE]
+    if values.dtype == np.uint8:
+        sizes = [(len(indices[name]), columns[name]) for name in sorted(indices)]
+        values = asked.work.config.wire.codec("downlink").decode(values, sizes)
+    return unpack(values, indices, columns)
 
 
 def _chosen(asked: Asked) -> dict[str, Rows]:

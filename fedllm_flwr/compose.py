@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedllm_flwr.config import RunConfig, run_config
 from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.noise_target import with_target_noise
 from fedllm_flwr.project import project_conf
 from fedllm_flwr.settings.cascade import CascadeConfig
 from fedllm_flwr.settings.serving import ServingConfig
@@ -171,9 +172,12 @@ def from_node(node: DictConfig) -> Composed:
     cascade = from_tree(CascadeConfig, tree.pop("cascade", {"name": "none"}), "cascade")
     serving = from_tree(ServingConfig, tree.pop("serving", {}), "serving")
     verification = from_tree(VerificationConfig, tree.pop("verification", {}), "verification")
-    return Composed(
+    composed = Composed(
         run_config(tree), **doors, cascade=cascade, serving=serving, verification=verification
     )
+    if composed.action != "run":  # the others take a run's settings from what it left
+        return composed
+    return replace(composed, config=with_target_noise(composed.config))
 
 
 def _typed(value: Any) -> str:

@@ -6,7 +6,8 @@ rounds pick new ones. Up go 4·Σ r·n bytes, and nothing else of size.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from flwr.serverapp import Grid
 
 from fedllm_flwr import records
 from fedllm_flwr.averaging import RunningMean
+from fedllm_flwr.codecs import count_values
 from fedllm_flwr.errors import ShapeError, WireError
 from fedllm_flwr.grass.averaging import RowMean
 from fedllm_flwr.grass.base import BaseRule
@@ -78,16 +80,20 @@ class FedGrass(RoundStrategy):
     def broadcast(
         self, server_round: int, *, train: bool
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """All changed rows, what clients are to do, and this round's learning rate."""
+        """All changed rows, what clients are to do, and this round's learning rate.
+
+        Under a codec that leaves something out, training messages carry what it makes of the changes. Clients answer
+        with changes of their own, which are added here to the rows as they are, so nothing is lost on the way down.
+        """
         parts = {STATE: pack(self.changed)} if self.changed else {}
+        if train and parts and self.config.wire.sends_differences:
+            shapes = [update.values.shape for _, update in sorted(self.changed.items())]
+            parts[STATE] = self.config.wire.codec("downlink").encode(parts[STATE], shapes)
         body: dict[str, Any] = {
             "changed": {n: bitmap(u.indices, self.heights[n]) for n, u in self.changed.items()}
         }
         if train:
-            if self._is_due(server_round) and not self.method.reads_norms:
-                self._choose(
-                    {name: np.ones(rows) for name, rows in self.heights.items()}, server_round
-                )
+            self._choose_blindly(server_round)
             body["learning-rate"] = self.learning_rate(server_round)
             body["stage"] = NORMS if self._is_due(server_round) else "train"
             body["rows"] = {n: bitmap(r.indices, self.heights[n]) for n, r in self.chosen.items()}
@@ -131,12 +137,34 @@ class FedGrass(RoundStrategy):
         """Start a new sum."""
         self._mean = RowMean(self.method.row_average)
 
+    def start_values(self, server_round: int) -> dict[str, np.ndarray]:
+        """Nothing has changed yet, in the rows of the round; where clients have rows of their own there is no one set.
+
+        Raises:
+            ConfigError: They do, or the rows are picked by their norms.
+        """
+        self._check_one_set()
+        self._choose_blindly(server_round)
+        size = sum(len(r) * self.columns[name] for name, r in self._known_rows().items())
+        return {ROWS: np.zeros(size, np.float32)}
+
+    def reply_values(self, reply: ClientReply, server_round: int) -> dict[str, np.ndarray]:
+        """A client's changes.
+
+        Raises:
+            WireError, ShapeError: As of :meth:`add_reply`.
+            ConfigError: As of :meth:`start_values`.
+        """
+        self._check_one_set()
+        return {ROWS: self._values(reply, self._indices(f"client {reply.partition_id}", reply))}
+
     def add_reply(self, reply: ClientReply, server_round: int) -> dict[str, Any]:
         """Check figures, which rows they are, sizes and values, then add the changes."""
         client = f"client {reply.partition_id}"
         figures = training_figures(client, reply.info)
         weight = self.weight_of(reply, figures["num_examples"])
-        updates = self._updates(reply)
+        indices = self._indices(client, reply)
+        updates = unpack(self._values(reply, indices), indices, self.columns)
         self._mean.add(updates, weight)
         record = {"kind": "client", "round": server_round, "partition_id": reply.partition_id}
         return {**record, **figures, "rows": sum(len(u.indices) for u in updates.values())}
@@ -173,6 +201,12 @@ class FedGrass(RoundStrategy):
         if not self.method.picks_at_server or (self.chosen and self._chosen_in == server_round):
             return False
         return not self.chosen or (server_round - 1) % self.method.refresh_rounds == 0
+
+    def _choose_blindly(self, server_round: int) -> None:
+        """Pick rows where it is time to and nobody's gradient is asked for."""
+        if self._is_due(server_round) and not self.method.reads_norms:
+            equal = {name: np.ones(rows) for name, rows in self.heights.items()}
+            self._choose(equal, server_round)
 
     def _choose(self, norms: dict[str, np.ndarray], server_round: int) -> None:
         method, seed = self.method, self.config.seed
@@ -223,26 +257,40 @@ class FedGrass(RoundStrategy):
         replies = stream(self.hosting.grid, messages, left, self.observer.count)
         yield from by_client(messages, replies)
 
-    def _updates(self, reply: ClientReply) -> dict[str, RowUpdate]:
-        """What a client has changed, by layer.
+    def _values(self, reply: ClientReply, indices: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What a client has changed, one row after the other, float32 or wider [n].
 
         Raises:
-            WireError, ShapeError: Codec, rows or sizes are not what was asked for, or a value is not finite.
+            WireError, ShapeError: Codec or sizes are not what was asked for, or a value is not finite.
         """
-        client = f"client {reply.partition_id}"
-        wanted = self.config.wire.uplink
-        if reply.parts and reply.codec not in (COUNTED, wanted):
-            raise WireError(f"{client}: expected the codec {wanted}, got {reply.codec}")
-        indices = self._indices(client, reply)
-        size = sum(len(rows) * self.columns[name] for name, rows in indices.items())
-        return unpack(checked_part(reply, ROWS, size), indices, self.columns)
+        client, wire = f"client {reply.partition_id}", self.config.wire
+        shapes = [(len(indices[name]), self.columns[name]) for name in sorted(indices)]
+        if reply.parts and reply.codec not in (COUNTED, wire.uplink):
+            raise WireError(f"{client}: expected the codec {wire.uplink}, got {reply.codec}")
+        if wire.sends_updates and reply.codec != COUNTED and ROWS in reply.parts:
+            try:
+                decoded = wire.codec("uplink").decode(reply.parts[ROWS], shapes)
+            except WireError as error:
+                raise WireError(f"{client}, part {ROWS}: {error}") from error
+            reply = replace(reply, parts={**reply.parts, ROWS: decoded})
+        return checked_part(reply, ROWS, count_values(shapes))
+
+    def _check_one_set(self) -> None:
+        """Refuse to see one set of values where rows are picked by their norms, or by each client."""
+        method = self.method
+        if method.picks_at_clients or (method.picks_at_server and method.reads_norms):
+            raise self._without_values()
+
+    def _known_rows(self) -> dict[str, np.ndarray]:
+        """The rows that all clients train."""
+        if self.method.picks_at_server:
+            return {name: rows.indices for name, rows in self.chosen.items()}
+        return {name: np.arange(rows) for name, rows in self.heights.items()}
 
     def _indices(self, client: str, reply: ClientReply) -> dict[str, np.ndarray]:
         """Which rows a client's changes are of: known here, but where it has picked them."""
-        if self.method.picks_at_server:
-            return {name: rows.indices for name, rows in self.chosen.items()}
         if not self.method.picks_at_clients:
-            return {name: np.arange(rows) for name, rows in self.heights.items()}
+            return self._known_rows()
         told = reply.info.get("rows")
         if not isinstance(told, dict) or set(told) != set(self.heights):
             raise WireError(

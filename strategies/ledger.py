@@ -6,46 +6,18 @@ killed, and repeats a round when it goes on, has released twice, and its ledger 
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import ConfigError, RunStoppedError
-from fedllm_flwr.privacy import (
-    fixed_size_epsilon,
-    single_release_epsilon,
-    sum_epsilon,
-    sum_rdp_epsilon,
-)
+from fedllm_flwr.privacy import sum_rdp_epsilon
+from fedllm_flwr.settings.accounts import epsilon_of
 from fedllm_flwr.settings.federation import cohort_size
 from fedllm_flwr.settings.privacy import CentralPrivacy, LocalPrivacy
 from strategies.observer import Observer
 
 KIND = "privacy"
 """Of the ledger's records."""
-
-
-@lru_cache(maxsize=64)
-def epsilon_of(
-    privacy: CentralPrivacy | LocalPrivacy, releases: int, num_clients: int, cohort_fraction: float
-) -> float:
-    """The ε that one client has spent after a number of releases; 0 before the first.
-
-    Args:
-        privacy: The mechanism.
-        releases: Noised sums, or noised updates of the client.
-        num_clients: All clients.
-        cohort_fraction: Of the clients in a round.
-    """
-    sigma, delta = privacy.noise_multiplier, privacy.delta
-    if not releases:
-        return 0.0
-    if isinstance(privacy, LocalPrivacy):
-        return single_release_epsilon(sigma, releases, delta)
-    if privacy.cohort == "poisson":
-        return sum_epsilon(sigma, releases, delta, cohort_fraction)
-    size = cohort_size(num_clients, cohort_fraction)
-    return fixed_size_epsilon(sigma, releases, delta, size, num_clients)
 
 
 def check_budget(config: RunConfig) -> None:

@@ -15,6 +15,7 @@ from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import WireError
 from fedllm_flwr.privacy import ClippedMean, next_clip_norm
 from fedllm_flwr.seeding import numpy_generator
+from fedllm_flwr.settings.accounts import noised_steps
 from fedllm_flwr.settings.methods import FedLoraConfig
 from fedllm_flwr.settings.privacy import (
     CentralPrivacy,
@@ -27,7 +28,7 @@ from strategies.figures import training_figures
 from strategies.ledger import Ledger
 from strategies.method import FederatedMethod
 from strategies.observer import Observer
-from strategies.row_ledger import RowLedger, noised_steps
+from strategies.row_ledger import RowLedger
 from strategies.sampling import draw_cohort, draw_poisson_cohort
 
 NO_FIGURES = {"num-examples": 1, "steps": 0, "tokens": 0, "loss": 0.0, "cpu-seconds": 0.0}
@@ -268,6 +269,11 @@ def privacy_notes(config: RunConfig) -> list[str]:
     if isinstance(privacy, NoPrivacy) or not privacy.noise_multiplier:
         return []
     found = []
+    if privacy.target_epsilon:
+        found.append(
+            f"privacy.target_epsilon={privacy.target_epsilon:g}: privacy.noise_multiplier={privacy.noise_multiplier:g} "
+            f"keeps it over {config.num_rounds} rounds"
+        )
     if isinstance(privacy, SamplePrivacy):
         found.append(
             "privacy=sample: ε is of single rows in what clients send for training; their numbers of rows and their "

@@ -4,47 +4,21 @@ Clients differ in how many rows they have, and so in the rate at which a step dr
 The ε of a run is that of the client whose rows have it worst.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import ConfigError
-from fedllm_flwr.privacy import sum_epsilon, sum_rdp_epsilon
-from fedllm_flwr.settings.adaptation import ClientConfig
+from fedllm_flwr.settings.accounts import (
+    bound_epsilon,
+    exact_epsilon,
+    noised_steps,
+    rows_epsilon,
+)
 from fedllm_flwr.settings.privacy import SamplePrivacy
 from strategies.ledger import KIND
 from strategies.observer import Observer
-
-EXACT_STEPS = 1_000_000
-"""Steps up to which an account is computed to the grid: a client says itself how many rows it has, and a made-up number
-must not keep the server busy."""
-EXACT_CLIENTS = 16
-"""Clients with different accounts up to which each is computed to the grid; above it Rényi divergences bound them."""
-
-
-def noised_steps(client: ClientConfig, num_rows: int) -> tuple[float, int]:
-    """How a client with so many rows trains in a round: see :func:`fedllm_flwr.training.private.plan_private`.
-
-    Returns:
-        The probability with which a step draws a row, and the steps.
-    """
-    per_step = client.batch_size * client.gradient_accumulation
-    epochs = max(1, client.local_epochs)
-    steps = client.local_steps or epochs * math.ceil(num_rows / per_step)
-    return min(num_rows, per_step) / num_rows, steps
-
-
-@lru_cache(maxsize=256)
-def _exact(sigma: float, steps: int, delta: float, rate: float) -> float:
-    return sum_epsilon(sigma, steps, delta, rate)
-
-
-@lru_cache(maxsize=4096)
-def _bound(sigma: float, steps: int, delta: float, rate: float) -> float:
-    return sum_rdp_epsilon(sigma, steps, delta, rate)
 
 
 class RowLedger:
@@ -83,10 +57,7 @@ class RowLedger:
         accounts = {(rate, steps) for rate, steps in accounts if steps}
         if not accounts:
             return None
-        longest = max(steps for _, steps in accounts)
-        of = _exact if len(accounts) <= EXACT_CLIENTS and longest <= EXACT_STEPS else _bound
-        sigma, delta = self._privacy.noise_multiplier, self._privacy.delta
-        return max(of(sigma, steps, delta, rate) for rate, steps in accounts)
+        return rows_epsilon(self._privacy.noise_multiplier, self._privacy.delta, accounts)
 
     def is_spent(self) -> bool:
         """Whether another round could exceed the budget for some client; never without one."""
@@ -102,8 +73,16 @@ class RowLedger:
         self._write(server_round, clients, {})
 
     def learn(self, server_round: int, rows: dict[int, int]) -> None:
-        """Write down how many rows the clients of a round have."""
+        """Write down how many rows the clients of a round have, and say so once if δ is large beside them."""
+        before = max(self._rows.values(), default=0)
         self._rows |= rows
+        most, delta = max(self._rows.values(), default=0), self._privacy.delta
+        if before * delta < 1 <= most * delta:
+            text = (
+                f"privacy.delta={delta:g} and a client with {most} rows: a mechanism that publishes one row whole "
+                f"would pass; use less than {1 / most:.3g}"
+            )
+            self._observer.evaluated({"kind": "event", "round": server_round, "text": text})
         self._write(server_round, (), rows)
 
     def _write(self, server_round: int, clients: Sequence[int], rows: dict[int, int]) -> None:
@@ -139,9 +118,9 @@ def check_row_budget(config: RunConfig, rows: Sequence[int]) -> None:
         return
     for n in sorted({n for n in rows if n}):
         rate, steps = noised_steps(config.client, n)
-        least = _bound(privacy.noise_multiplier, steps, privacy.delta, rate)
+        least = bound_epsilon(privacy.noise_multiplier, steps, privacy.delta, rate)
         if least > privacy.epsilon_budget:
-            least = _exact(privacy.noise_multiplier, steps, privacy.delta, rate)
+            least = exact_epsilon(privacy.noise_multiplier, steps, privacy.delta, rate)
         if least > privacy.epsilon_budget:
             raise ConfigError(
                 f"privacy.epsilon_budget: expected at least {least:.4g}, what one round costs the rows of a client "

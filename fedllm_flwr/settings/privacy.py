@@ -1,7 +1,8 @@
 """Settings of differential privacy: what is clipped, who adds noise, and what may be spent.
 
 What the claim hides is a client with all of its rows (``central``, ``local``), or one row (``sample``). ``delta`` is
-the δ that ε is stated at.
+the δ that ε is stated at. With ``target_epsilon`` > 0 the noise multiplier is computed before the run, so that all of
+its rounds together stay within that ε (see :mod:`fedllm_flwr.noise_target`).
 """
 
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class CentralPrivacy:
     clip_norm: float = 1.0
     noise_multiplier: float = 1.0
     cohort: Literal["poisson", "fixed"] = "poisson"
+    target_epsilon: float = 0.0
     delta: float = 1e-5
     epsilon_budget: float = 0.0
     clip_quantile: float = 0.0
@@ -120,6 +122,7 @@ class LocalPrivacy:
     name: Literal["local"]
     clip_norm: float = 1.0
     noise_multiplier: float = 1.0
+    target_epsilon: float = 0.0
     delta: float = 1e-5
     epsilon_budget: float = 0.0
     secure_aggregation: bool = False
@@ -140,6 +143,7 @@ class SamplePrivacy:
     name: Literal["sample"]
     clip_norm: float = 1.0
     noise_multiplier: float = 1.0
+    target_epsilon: float = 0.0
     delta: float = 1e-5
     epsilon_budget: float = 0.0
     secure_aggregation: bool = False
@@ -158,6 +162,12 @@ def _check_mechanism(options: CentralPrivacy | LocalPrivacy | SamplePrivacy) -> 
     require(
         options.noise_multiplier >= 0,
         f"privacy.noise_multiplier: expected >= 0 clip norms, got {options.noise_multiplier:g}",
+    )
+    require(
+        options.target_epsilon >= 0
+        and (options.target_epsilon == 0 or options.noise_multiplier > 0),
+        "privacy.target_epsilon: expected >= 0 (0 = privacy.noise_multiplier says how much noise there is), and noise, "
+        f"got {options.target_epsilon:g} and noise_multiplier={options.noise_multiplier:g}",
     )
     require(0 < options.delta < 1, f"privacy.delta: expected in (0, 1), got {options.delta:g}")
     require(

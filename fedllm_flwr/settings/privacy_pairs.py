@@ -72,16 +72,23 @@ def check_privacy(config: Run) -> None:
         return
     if isinstance(privacy, SamplePrivacy):
         _check_samples(config)
+        require(
+            privacy.target_epsilon == 0 or config.runtime.name != "deployment",
+            f"privacy.target_epsilon={privacy.target_epsilon:g}, privacy=sample and runtime=deployment: how many rows "
+            "the nodes have is not known before, set privacy.noise_multiplier",
+        )
     require(
         config.runtime.name != "deployment" or not config.baselines.local_only,
         f"baselines.local_only=true, {name} and runtime=deployment: each client would send an adapter that was "
         "trained without noise, use local_only=false",
     )
-    require(
-        privacy.epsilon_budget == 0 or strategy.max_retries == 0,
-        f"privacy.epsilon_budget={privacy.epsilon_budget:g}, {name} and strategy.max_retries="
-        f"{strategy.max_retries}: an answer that is asked for again is a second release, use max_retries=0",
-    )
+    for limit in ("epsilon_budget", "target_epsilon"):
+        wanted = getattr(privacy, limit)
+        require(
+            wanted == 0 or strategy.max_retries == 0,
+            f"privacy.{limit}={wanted:g}, {name} and strategy.max_retries={strategy.max_retries}: an answer that is "
+            "asked for again is a second release, use max_retries=0",
+        )
 
 
 def _check_samples(config: Run) -> None:

@@ -53,6 +53,7 @@ def test_a_codec_carries_values_or_differences(name: Any) -> None:
     [
         ((*RESPROMPT, "wire=int8"), r"wire\.uplink=int8 and method=fedresprompt: .* use float32, float16 or bfloat16"),
         ((*RESPROMPT, "wire.downlink=top_k"), r"wire\.downlink=top_k and method=fedresprompt"),
+        (("wire.uplink=zip",), r"wire\.uplink: .*zip"),
         (("strategy=stack", "wire=int8"), r"wire\.error_feedback=true and strategy=stack"),
         (("strategy=svd", "wire=top_k"), r"wire\.error_feedback=true and strategy=svd"),
         (("strategy=residual", "wire=flasc"), r"wire\.downlink=top_k and strategy=residual"),

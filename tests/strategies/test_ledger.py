@@ -11,7 +11,8 @@ from fedllm_flwr.privacy import (
     sum_epsilon,
     sum_rdp_epsilon,
 )
-from strategies.ledger import Ledger, check_budget, epsilon_of
+from fedllm_flwr.settings.accounts import epsilon_of
+from strategies.ledger import Ledger, check_budget
 
 Fixture = Callable[..., Any]
 CENTRAL = (

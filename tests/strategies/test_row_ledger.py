@@ -7,10 +7,11 @@ import pytest
 
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.privacy import sum_epsilon, sum_rdp_epsilon
+from fedllm_flwr.settings.accounts import noised_steps
 from fedllm_flwr.tasks.encode import Encoded
 from fedllm_flwr.training.private import plan_private
 from fedllm_flwr.training.settings import LocalSettings, SamplePrivacy
-from strategies.row_ledger import RowLedger, check_row_budget, noised_steps
+from strategies.row_ledger import RowLedger, check_row_budget
 
 Fixture = Callable[..., Any]
 ROWS = (
@@ -205,3 +206,13 @@ def test_a_made_up_number_of_rows_does_not_keep_the_server_busy(micro: Fixture, 
     ledger.learn(1, {0: 10**9})
     rate, steps = noised_steps(micro(*ROWS).client, 10**9)
     assert ledger.epsilon() == sum_rdp_epsilon(2.0, steps, 1e-5, rate)
+
+
+def test_a_delta_that_one_row_would_pass_is_named_once(micro: Fixture, paper: Any) -> None:
+    ledger = RowLedger(micro(*ROWS, "privacy.delta=0.1"), paper)
+    ledger.learn(1, {0: 9})
+    assert not [r for r in paper.written if r["kind"] == "event"], "0.1 is below 1 / 9"
+    ledger.learn(1, {1: 10})
+    ledger.learn(2, {2: 40})
+    [event] = [r for r in paper.written if r["kind"] == "event"]
+    assert event["text"].startswith("privacy.delta=0.1 and a client with 10 rows: ")
