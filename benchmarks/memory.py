@@ -15,6 +15,11 @@ of the matrices, which is as large for every method that changes weights and is 
 the process on one thread: the median of the steps between the first and the last, plus 1/200 of what the last one
 takes beyond it, 200 being the refresh interval by default. Table and ratios are medians over repeats.
 
+A second table sets predictions beside what was measured: by formula, from the shapes of the matrices alone, the bytes
+that an optimizer holds between steps, those and the gradients that are held at a time, and the bytes of one client's
+update. Measured are the optimizer's own tensors, the peak above, which has activations too, and the array of a real
+answer.
+
 The last line is one JSON object:
     grass_memory_ratio: AdamW's memory / GRASS's (64 rows, drawn by the gradient's row norms, Adam).
     grass_step_ratio: AdamW's CPU seconds of a step / GRASS's.
@@ -42,11 +47,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.memory_predictions import Matrices, Predicted, dense, galore, grass, lora, prompt
+from fedllm_flwr import records
 from fedllm_flwr.grass.galore import GaloreSettings
 from fedllm_flwr.grass.optimizer import GrassSettings
+from fedllm_flwr.grass.packing import pack
 from fedllm_flwr.models.adapters import LoraSpec
 from fedllm_flwr.models.backbone import ALL_LINEAR, Backbone, load
 from fedllm_flwr.models.catalog import ModelRef
+from fedllm_flwr.models.prompt_start import prompt_width
+from fedllm_flwr.models.shapes import layer_shapes
 from fedllm_flwr.prompts import PromptSpec, Segment
 from fedllm_flwr.seeding import numpy_generator
 from fedllm_flwr.tasks.encode import Encoded
@@ -60,6 +70,8 @@ from fedllm_flwr.training.stacks import AdapterSpec, make_stack
 
 ROWS, LENGTH = 2, 32
 TARGETS = (ALL_LINEAR,)
+LORA = LoraSpec(rank=8, alpha=16.0, target_modules=TARGETS)
+PROMPT = PromptSpec((Segment("shared", 10),), "before")
 RANK, REFRESH = 64, 8
 LOCAL = LocalSettings(batch_size=ROWS, learning_rate=1e-4)
 WARM = 1
@@ -80,11 +92,13 @@ class Training:
         step: Does one step.
         private_bytes: Of its copy of the matrices.
         state_bytes: Tells what its optimizers hold between steps.
+        update: Makes what a client would send, float32 [n].
     """
 
     step: Callable[[], object]
     private_bytes: int
     state_bytes: Callable[[], int]
+    update: Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -95,6 +109,7 @@ class Measured:
     private: int
     state: int
     extra: int
+    sent: int
     seconds: list[float]
 
 
@@ -109,7 +124,8 @@ def full(projection: GrassSettings | GaloreSettings | None, checkpointing: bool 
         trainer = FullTrainer(backbone, FullJob(0, share.rows, TARGETS, seed=1), settings)
         with trainer.active():
             step = lambda: trainer.step([share], None)  # noqa: E731
-            yield Training(step, trainer.weight_bytes(), trainer.state_bytes)
+            update = lambda: pack(trainer.updates())  # noqa: E731
+            yield Training(step, trainer.weight_bytes(), trainer.state_bytes, update)
 
     return method
 
@@ -138,14 +154,15 @@ def plain_adamw(backbone: Backbone, share: Share, fused: bool = False) -> Iterat
         return float(loss.detach())
 
     with backbone.swapped(layers):
-        yield Training(step, sum(p.nbytes for p in parameters), lambda: state_of(optimizer))
+        update = lambda: np.concatenate([p.detach().float().numpy().ravel() for p in parameters])  # noqa: E731
+        yield Training(step, sum(p.nbytes for p in parameters), lambda: state_of(optimizer), update)
 
 
-def adapter(spec: AdapterSpec) -> Method:
+def adapter(spec: AdapterSpec, checkpointing: bool = False) -> Method:
     """An adapter over the frozen weights."""
 
     def method(backbone: Backbone, share: Share) -> Iterator[Training]:
-        stack = make_stack(backbone, spec, 1, "both")
+        stack = make_stack(backbone, spec, 1, "both", checkpointing=checkpointing)
         draws = numpy_generator(2, "adapter").standard_normal(len(stack.read(0)))
         stack.load(0, (0.05 * draws).astype(np.float32))
         parameters = stack.parameters(0)
@@ -158,7 +175,7 @@ def adapter(spec: AdapterSpec) -> Method:
             optimizer.zero_grad()
 
         with stack.active():
-            yield Training(step, 0, lambda: state_of(optimizer))
+            yield Training(step, 0, lambda: state_of(optimizer), lambda: stack.read(0))
 
     return method
 
@@ -175,9 +192,34 @@ METHODS: dict[str, Method] = {
         GrassSettings(rank=RANK, rule="norm_nr", refresh_interval=REFRESH), checkpointing=True
     ),
     "GaLore": full(GaloreSettings(rank=RANK, refresh_interval=REFRESH)),
-    "LoRA, rank 8": adapter(LoraSpec(rank=8, alpha=16.0, target_modules=TARGETS)),
-    "soft prompt, 10 tokens": adapter(PromptSpec((Segment("shared", 10),), "before")),
+    "LoRA, rank 8": adapter(LORA),
+    "LoRA, checkpoints": adapter(LORA, checkpointing=True),
+    "soft prompt, 10 tokens": adapter(PROMPT),
+    "prompt, checkpoints": adapter(PROMPT, checkpointing=True),
 }
+
+
+def predictions(matrices: Matrices, width: int) -> dict[str, Predicted]:
+    """Of each method, for matrices of m outputs and n inputs."""
+    rows, factors, soft = (
+        grass(matrices, RANK),
+        lora(matrices, LORA.rank),
+        prompt(PROMPT.length, width),
+    )
+    every = dense(matrices, layered=False)
+    return {
+        BASELINE: every,
+        FUSED: every,
+        LAYERED: dense(matrices, layered=True),
+        GRASS: rows,
+        "GRASS, frozen pass": rows,
+        "GRASS, checkpoints": rows,
+        "GaLore": galore(matrices, RANK),
+        "LoRA, rank 8": factors,
+        "LoRA, checkpoints": factors,
+        "soft prompt, 10 tokens": soft,
+        "prompt, checkpoints": soft,
+    }
 
 
 def share_of(vocabulary: int) -> Share:
@@ -214,9 +256,12 @@ def measure(backbone: Backbone, name: str, steps: int) -> Measured:
             training.step()
             seconds.append(time.process_time() - began)
         extra = status("VmHWM") - loaded - training.private_bytes
-        return Measured(
-            loaded, training.private_bytes, training.state_bytes(), extra, seconds[WARM:]
-        )
+        private, state = training.private_bytes, training.state_bytes()
+    with contextmanager(METHODS[name])(backbone, share) as training:  # as a client of one step
+        training.step()
+        answer = records.answer({}, {"0/update": training.update()}, "float32", 1)
+    sent = answer[records.ARRAYS][records.FLAT].numpy().nbytes
+    return Measured(loaded, private, state, extra, sent, seconds[WARM:])
 
 
 def status(field: str) -> int:
@@ -287,6 +332,23 @@ def figures_of(found: dict[str, list[Measured]]) -> dict[str, float]:
     }
 
 
+def print_predictions(found: dict[str, list[Measured]]) -> None:
+    """The second table."""
+    ref = ModelRef(name="smollm2_135m")
+    shapes = [(shape.out_features, shape.in_features) for shape in layer_shapes(ref, TARGETS)]
+    told_of = predictions(shapes, prompt_width(ref))
+    print(f"\n{'MB':26}{'state':>10}{'':>10}{'+gradient':>10}{'peak':>10}{'sent':>10}{'':>10}")
+    print(f"{'':26}" + f"{'predicted':>10}{'measured':>10}" * 3)
+    for name, measured in found.items():
+        told, first = told_of[name], measured[0]
+        pairs = (
+            (told.state, first.state),
+            (told.held, medians(measured)[0]),
+            (told.sent, first.sent),
+        )
+        print(f"  {name:24}" + "".join(f"{a / MB:10.2f}{b / MB:10.2f}" for a, b in pairs))
+
+
 def main() -> None:
     """Measure and print; with ``--method`` only one, in this process, as a line of JSON."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
@@ -307,9 +369,12 @@ def main() -> None:
         for name in METHODS:
             found[name].append(in_a_process(name, options.dtype, STEPS))
     figures = figures_of(found)
+    print_predictions(found)
     for name, bound in GATES.items():
         met = "met" if figures[name] >= bound else "not met"
         print(f"{name:<30}{figures[name]:>12.3g}  >={bound:>8g}  {met}")
+    print(f"against torch's fused AdamW    {figures['grass_step_ratio_fused']:>11.3g}  no gate")
+    print(f"against AdamW layer by layer   {figures['grass_step_ratio_layered']:>11.3g}  no gate")
     print(json.dumps({name: float(f"{value:.4g}") for name, value in figures.items()}))
 
 

@@ -4,6 +4,7 @@ import pytest
 from benchmarks import memory
 from fedllm_flwr.models.backbone import Backbone, load
 from fedllm_flwr.models.catalog import ModelRef
+from fedllm_flwr.models.shapes import layer_shapes
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +20,17 @@ def test_every_method_trains(
     found = memory.measure(backbone, name, steps=2)
     assert len(found.seconds) == 2
     matrices = sum(layer.weight.nbytes for layer in backbone.linear_layers.values())
-    trains_weights = not name.startswith(("LoRA", "soft"))
+    trains_weights = not name.startswith(("LoRA", "soft", "prompt"))
     assert found.private == (matrices if trains_weights else 0)
     if name.startswith("AdamW"):
         assert found.state == 2 * matrices
     else:
         assert 0 < found.state < 2 * matrices
+    monkeypatch.setattr(memory, "RANK", 4)
+    shapes = [(s.out_features, s.in_features) for s in layer_shapes(backbone.ref, memory.TARGETS)]
+    told = memory.predictions(shapes, backbone.hidden_size)[name]
+    assert (found.state, found.sent) == (told.state, told.sent), "to the byte"
+    assert told.held > told.state
     backbone.check_plain(backbone.linear_layers)
 
 
@@ -57,7 +63,7 @@ def test_the_baseline_and_layer_by_layer_learn_the_same(backbone: Backbone) -> N
 def test_ratios_are_those_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     def measured(extra: int, seconds: float, refresh: float = 1.0) -> memory.Measured:
         steps = [seconds, seconds, seconds, refresh]
-        return memory.Measured(10**9, 10**6, 10**6, extra * 10**6, steps)
+        return memory.Measured(10**9, 10**6, 10**6, extra * 10**6, 10**6, steps)
 
     found = {name: [measured(100, 1.0)] * 3 for name in memory.METHODS}
     found[memory.BASELINE] = [measured(900, 3.0, 3.0), measured(1000, 2.0), measured(1100, 9.0)]
@@ -71,6 +77,8 @@ def test_ratios_are_those_of_the_table(capsys: pytest.CaptureFixture[str]) -> No
     # a refresh counts for one of 200 steps
     assert memory.medians([measured(1, 2.0, 102.0)]) == pytest.approx((10**6, 2.5, 102.0))
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(memory.METHODS)
+    memory.print_predictions(found)
+    assert len(capsys.readouterr().out.splitlines()) == 3 + len(memory.METHODS)
 
 
 def test_sizes_are_those_of_this_process() -> None:
