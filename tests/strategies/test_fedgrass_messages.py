@@ -34,8 +34,7 @@ def rows_sent(played: Any) -> dict[str, np.ndarray]:
     return dict(sorted(found.items()))
 
 
-@pytest.mark.parametrize("codec", ["int8", "int4"])
-@pytest.mark.parametrize("sharing", ["shared", "local"])
+@pytest.mark.parametrize(("codec", "sharing"), [("int8", "shared"), ("int4", "local")])
 def test_quantised_rows_have_the_bytes_of_the_formula_both_ways(
     codec: str, sharing: str, micro: Fixture, play: Fixture, edge_grid: Fixture
 ) -> None:
@@ -122,8 +121,9 @@ def test_rows_are_clipped_together_and_noised_once_a_round(micro: Fixture, play:
     assert noised.run.records("privacy")[-1]["epsilon"] > 0
 
 
-@pytest.mark.parametrize("sharing", ["shared", "local"])
-@pytest.mark.parametrize("wire", [("wire=float32",), ("wire=int8", *QUIET)])
+@pytest.mark.parametrize(
+    ("sharing", "wire"), [("shared", ("wire=int8", *QUIET)), ("local", ("wire=float32",))]
+)
 def test_a_client_noises_its_own_rows_before_they_are_encoded(
     sharing: str, wire: tuple[str, ...], micro: Fixture, play: Fixture
 ) -> None:
