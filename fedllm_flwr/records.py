@@ -36,6 +36,7 @@ DESCRIBE = "query.describe"
 CALIBRATE = "query.calibrate"
 PENDING = "query.pending"
 ANSWERS = "query.answers"
+EXAMINE = "query.examine"
 
 POOLED = -1
 """The partition id that stands for all clients' rows together (the centralised baseline, simulation only)."""

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from fedllm_flwr.errors import ConfigError, WireError
+from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.models.adapters import LoraSpec
 from fedllm_flwr.models.catalog import ModelRef
-from fedllm_flwr.models.peft_prompts import PeftPromptSpec
-from fedllm_flwr.models.shapes import layer_shapes
-from fedllm_flwr.prompts import PromptSpec, Segment
-from fedllm_flwr.records import pack_delta, unpack_delta
+from fedllm_flwr.models.generation import Adaptation
 from fedllm_flwr.settings.cascade import TierConfig
 from fedllm_flwr.settings.tree import from_tree
+from fedllm_flwr.tiers.adapted import pack_adaptation, unpack_adaptation
 from fedllm_flwr.tiers.members import Computing, LocalMember
 from fedllm_flwr.tiers.tier import Tier
 
@@ -77,18 +76,9 @@ def unpack_tier(
 
 
 def _pack(member: LocalMember) -> tuple[dict[str, Any], np.ndarray | None]:
-    facts: dict[str, Any] = {
-        "template": member.template,
-        "max_tokens": member.max_tokens,
-        "fixed_ids": list(member.fixed_ids),
-    }
-    if member.delta is not None:
-        values, ranks = pack_delta(member.delta)
-        return {**facts, "kind": "delta", "ranks": ranks}, values
-    if member.spec is None or member.prompt is None:
-        return {**facts, "kind": "plain"}, None
-    kind = "soft" if isinstance(member.spec, PromptSpec) else "peft"
-    return {**facts, "kind": kind, "spec": asdict(member.spec)}, member.prompt
+    added = Adaptation(member.prompt, member.spec, member.delta, member.fixed_ids)
+    facts, values = pack_adaptation(added)
+    return {"template": member.template, "max_tokens": member.max_tokens, **facts}, values
 
 
 def _unpack(
@@ -101,24 +91,16 @@ def _unpack(
     name: str,
 ) -> LocalMember:
     ref = replace(ref, path=model_path) if ref.path else ref
-    plain = LocalMember(
+    added = unpack_adaptation(facts, parts, part, ref)
+    assert not isinstance(added.spec, LoraSpec)  # noqa: S101  # factors travel as updates
+    return LocalMember(
         name,
         ref,
         str(facts["template"]),
         int(facts["max_tokens"]),
-        fixed_ids=tuple(facts["fixed_ids"]),
+        prompt=added.adapter,
+        spec=added.spec,
+        delta=added.delta,
+        fixed_ids=added.fixed_ids,
         computing=computing,
     )
-    if facts["kind"] == "plain":
-        return plain
-    if part not in parts:
-        raise WireError(f"cascade tier: expected the values of {part}, got {sorted(parts)}")
-    values = parts[part]
-    if facts["kind"] == "delta":
-        ranks = facts["ranks"]
-        return replace(plain, delta=unpack_delta(values, ranks, layer_shapes(ref, tuple(ranks))))
-    spec = facts["spec"]
-    if facts["kind"] == "peft":
-        return replace(plain, prompt=values, spec=PeftPromptSpec(**spec))
-    segments = tuple(Segment(**segment) for segment in spec["segments"])
-    return replace(plain, prompt=values, spec=PromptSpec(segments, spec["placement"]))
