@@ -141,11 +141,10 @@ def _unlearn(composed: Composed, overrides: Sequence[str]) -> int:
     _only(overrides, "unlearn", "client=", "method=", "out_dir=", "runtime", *verifying)
     runtime = chosen_runtime(directory, composed.config.runtime, overrides)
     request = read_request(directory, composed.forget, composed.removal, runtime)
-    asked = None
+    asked, kept = None, [o for o in overrides if o.startswith("runtime")]
     if composed.verify:
-        asked = wanted(request, composed.verification, falls_back=bool(composed.fallback))
+        asked = wanted(request, composed.verification, kept, falls_back=bool(composed.fallback))
     out_dir = Path(composed.config.out_dir) if composed.config.out_dir else None
-    kept = [o for o in overrides if o.startswith("runtime")]
     folder = unlearn(request, out_dir, kept, run_experiment, asked)
     return _certified(folder)
 

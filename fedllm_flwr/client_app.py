@@ -4,7 +4,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 import clients
-from clients import cascade
+from clients import cascade, examination
 from clients.workspace import place_of
 from fedllm_flwr import records
 
@@ -55,6 +55,12 @@ def pending(message: Message, context: Context) -> Message:
 def answers(message: Message, context: Context) -> Message:
     """Take the answers to the deferred queries."""
     return cascade.answers(message, context)
+
+
+@app.query("examine")
+def examine(message: Message, context: Context) -> Message:
+    """Ask a model about the rows of a client that wants to be forgotten."""
+    return examination.examine(message, context)
 
 
 @app.query("describe")

@@ -10,9 +10,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedllm_flwr.compose import compose_run
 from fedllm_flwr.core import chosen_runtime, default_out_dir, resumed_config, run
+from fedllm_flwr.examining import examine_run
 from fedllm_flwr.preflight import preflight
 from fedllm_flwr.runs.directory import RunDirectory
-from fedllm_flwr.settings.runtime import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE
+from fedllm_flwr.settings.runtime import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE, RuntimeConfig
 
 
 def make_app(project: Path | None = None) -> ServerApp:
@@ -31,23 +32,34 @@ def make_app(project: Path | None = None) -> ServerApp:
 
 
 def serve(grid: Grid, context: Context, project: Path | None) -> None:
-    """Compose the run that the run config names, check it as every door does, and run or resume it."""
+    """Compose the run that the run config names, check it as every door does, and run or resume it.
+
+    With ``action=examine`` it puts a verification's question to a client instead.
+    """
     overrides = shlex.split(str(context.run_config.get("overrides", "")))
     experiment = str(context.run_config.get("experiment", ""))
     named = [f"experiment={experiment}"] if experiment else []
     composed = compose_run([*named, *overrides], project)
     config = composed.config
+    if composed.action == "examine":
+        own = _with_paths(config.runtime)
+        examine_run(grid, composed.run, config.out_dir, own, overrides)
+        return
     if composed.action == "resume":
         directory = RunDirectory.open(composed.run)
         config = resumed_config(directory, chosen_runtime(directory, config.runtime, overrides))
-    runtime = replace(
-        config.runtime,
+    config = replace(config, runtime=_with_paths(config.runtime))
+    preflight(config)
+    run(grid, config, config.out_dir or default_out_dir(config))
+
+
+def _with_paths(runtime: RuntimeConfig) -> RuntimeConfig:
+    """The runtime with the files that this machine's environment names."""
+    return replace(
+        runtime,
         data_path=os.environ.get(DATA_PATH_VARIABLE, ""),
         model_path=os.environ.get(MODEL_PATH_VARIABLE, ""),
     )
-    config = replace(config, runtime=runtime)
-    preflight(config)
-    run(grid, config, config.out_dir or default_out_dir(config))
 
 
 app = make_app()

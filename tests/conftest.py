@@ -91,6 +91,18 @@ def micro() -> Callable[..., RunConfig]:
     return cache(composed)
 
 
+FACTS = (
+    "task=author_facts", "task.loss=vocabulary", "task.clients=2", "task.authors=2", "partition=natural",
+    "partition.num_clients=2", "task.train_rows=0", "task.validation_rows=0", "task.test_rows=0",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def facts_run() -> tuple[str, ...]:
+    """Overrides of the ``micro`` run: two clients with twelve facts each, and probes."""
+    return FACTS
+
+
 Tamper = Callable[[list[Message], list[Message]], list[Message]]
 
 

@@ -36,14 +36,24 @@ class Verification:
 
 
 def wanted(
-    request: Request, settings: VerificationConfig, *, falls_back: bool = False
+    request: Request,
+    settings: VerificationConfig,
+    overrides: Sequence[str] = (),
+    *,
+    falls_back: bool = False,
 ) -> Verification:
     """Check that a removal can be verified; nothing is written.
+
+    Args:
+        request: The removal.
+        settings: Of the verification.
+        overrides: Of the runtime.
+        falls_back: Whether a result that does not pass is followed by training anew.
 
     Raises:
         ConfigError: See :func:`fedllm_flwr.forgetting.verify.check_verifiable`.
     """
-    return Verification(settings, check_verifiable(request, settings), falls_back)
+    return Verification(settings, check_verifiable(request, settings, overrides), falls_back)
 
 
 def unlearn(
@@ -117,7 +127,7 @@ def verify_run(
         )
     source = _source(run)
     request = read_request(source, str(told["client"]), str(told["method"]), runtime)
-    _verified(request, run, overrides, carry, wanted(request, settings))
+    _verified(request, run, overrides, carry, wanted(request, settings, overrides))
     return run.path
 
 

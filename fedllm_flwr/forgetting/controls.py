@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from clients.relearning import relearned
 from clients.workspace import Workspace, open_workspace
 from fedllm_flwr import records
 from fedllm_flwr.core import whole_json
 from fedllm_flwr.forgetting.request import Request
-from fedllm_flwr.forgetting.subjects import relearned
 from fedllm_flwr.models.generation import Adaptation
 from fedllm_flwr.runs import checkpoints
 from fedllm_flwr.seeding import derive_seed, numpy_generator

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedllm_flwr.forgetting.controls import REFUSING
-from fedllm_flwr.forgetting.examiner import Examiner, LocalExaminer, Material, Plan
+from fedllm_flwr.forgetting.examiner import Examiner, examiner_for
 from fedllm_flwr.forgetting.request import Request
 from fedllm_flwr.forgetting.rivals import (
     RUNS,
@@ -35,6 +35,7 @@ from fedllm_flwr.settings.verification import VerificationConfig
 from fedllm_flwr.unlearning.attacks import logit_confidence
 from fedllm_flwr.unlearning.battery import Battery, Model, Shadows, why_powerless
 from fedllm_flwr.unlearning.budget import QueryBudget, least_queries
+from fedllm_flwr.unlearning.questions import Material, Plan, queries
 from fedllm_flwr.unlearning.verdict import CONTROLS, Verdict, by_bytes, identity, judge
 
 VERIFICATION = "verification"
@@ -75,20 +76,23 @@ class Verified:
 
 
 def check_verifiable(
-    request: Request, settings: VerificationConfig, examiner: Examiner | None = None
+    request: Request, settings: VerificationConfig, overrides: Sequence[str] = ()
 ) -> Examiner:
     """Find out whether a removal can be verified, before anything is written.
 
     Args:
         request: The removal.
         settings: Of the verification.
-        examiner: Who asks; None = this process, which then has to have the rows.
+        overrides: Of the runtime, for a question that goes to the client's node.
+
+    Returns:
+        Who asks: this process where it has the rows, else the client's node.
 
     Raises:
         ConfigError: The budget gives too little power, or the rows or the model cannot be looked at here.
     """
     QueryBudget(settings.budget)
-    return examiner or LocalExaminer(request.config, request.client)
+    return examiner_for(request.source, request.config, request.client, overrides)
 
 
 def plan_of(request: Request, settings: VerificationConfig, material: Material) -> Plan:
@@ -115,17 +119,6 @@ def plan_of(request: Request, settings: VerificationConfig, material: Material) 
     )
 
 
-def queries_of(plan: Plan, material: Material) -> dict[str, int]:
-    """The queries that a plan puts to the model; every other model is asked the same, which is not counted."""
-    return {
-        "membership": plan.members + plan.others,
-        "in other words": 2 * plan.reworded * len(material.wordings),
-        "in pairs": 2 * plan.paired,
-        "in other forms": plan.probed * len(material.forms),
-        "canaries": material.canaries * (plan.candidates + 1) if plan.candidates else 0,
-    }
-
-
 def spent(plan: Plan, material: Material, limit: int) -> QueryBudget:
     """The budget after a plan's queries.
 
@@ -133,8 +126,8 @@ def spent(plan: Plan, material: Material, limit: int) -> QueryBudget:
         ConfigError: The plan asks for more than it has.
     """
     budget = QueryBudget(limit)
-    for check, queries in queries_of(plan, material).items():
-        budget.spend(check, queries)
+    for check, count in queries(plan, material).items():
+        budget.spend(check, count)
     return budget
 
 

@@ -9,6 +9,9 @@ DATA_PATH_VARIABLE = "FEDLLM_DATA_PATH"
 MODEL_PATH_VARIABLE = "FEDLLM_MODEL_PATH"
 STATE_PATH_VARIABLE = "FEDLLM_STATE_PATH"
 """A folder in which a node keeps what its clients must not lose and must not send."""
+FORGET_VARIABLE = "FEDLLM_FORGET"
+"""The clients of a node that have asked to be forgotten, by partition id, with commas between them: these alone answer
+the questions of a verification."""
 NODE_LOCAL_FIELDS = ("data_path", "model_path")
 """Runtime fields that name files. They reach a node by these environment variables or by its node config, never by a
 message, so that a run cannot point a node at a file."""

@@ -5,6 +5,7 @@ asks the members of a tier, `chain` walks through tiers, `recorded` writes what 
 from which agreement on a tier answers, and `packing` brings members to clients.
 """
 
+from fedllm_flwr.tiers.adapted import pack_adaptation, unpack_adaptation
 from fedllm_flwr.tiers.chain import Answered, Chain
 from fedllm_flwr.tiers.endpoint import Endpoint
 from fedllm_flwr.tiers.loading import check_unseen, load_member, load_tier
@@ -27,8 +28,10 @@ __all__ = [
     "is_right",
     "load_member",
     "load_tier",
+    "pack_adaptation",
     "pack_tier",
     "record_lines",
     "tier_histogram",
+    "unpack_adaptation",
     "unpack_tier",
 ]

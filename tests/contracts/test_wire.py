@@ -13,7 +13,13 @@ from flwr.app import Message
 from clients.personal import PersonalStore
 from clients.workspace import open_workspace
 from fedllm_flwr.core import run, whole_json
+from fedllm_flwr.models.generation import Adaptation
+from fedllm_flwr.tasks.base import SPLITS
 from fedllm_flwr.tasks.catalog import load_task
+from fedllm_flwr.unlearning.questions import Plan, sizes
+from strategies import Hosting
+from strategies.baselines import Recorder
+from strategies.examination import Examination
 
 Fixture = Callable[..., Any]
 RECORD_KEYS = {"package-version", "body", "parts", "codec"}
@@ -242,6 +248,53 @@ def test_a_node_with_bad_data_does_not_quote_it(
         assert b"patient" not in wire_bytes(error)
         assert b"hospital" not in wire_bytes(error)
     assert "patients.csv" in caplog.text, "the node's own log says what is wrong"
+
+
+@pytest.mark.parametrize("kind", ["facts", "canaries"])
+def test_a_verification_tells_figures_of_rows_and_no_row(
+    kind: str, micro: Fixture, facts_run: tuple[str, ...], edge_grid: Fixture, wire_bytes: Fixture
+) -> None:
+    secret = (
+        "task.loss=vocabulary",
+        "task.canaries=3",
+        "task.canary_client=1",
+        "task.test_rows=40",
+    )
+    config = micro(*(facts_run if kind == "facts" else secret))
+    grid = edge_grid(2, node_config={"forget": "1"})
+    recorder = Recorder(lambda text: None)
+    hosting = Hosting(grid, 5.0, lambda text: None, recorder.count)
+    hosting.refresh()
+    examination = Examination(config, hosting, recorder, 1)
+    plan = Plan(8, 8, reworded=2, paired=2, probed=2, candidates=3, relearn_steps=(1,), seed=0)
+    examination.examine(Adaptation(), plan)
+    asked = [m for m in grid.sent if m.metadata.message_type == "query.examine"]
+    for message in asked:
+        keys = {"config", "fingerprint", "model", "plan", "refuses", "partition-ids"}
+        assert checked(message, "instruction", keys) == {}
+    replies = [m for m in grid.replies if m.metadata.message_type == "query.examine"]
+    (first,), (second,) = (json.loads(r.content["answer"]["body"])["clients"] for r in replies)
+    assert set(first) == {"partition-id", "material"}
+    assert set(first["material"]) == {
+        "members",
+        "others",
+        "wordings",
+        "unfit",
+        "several_tokens",
+        "forms",
+        "canaries",
+    }
+    assert set(second) == {"partition-id", "queries"}
+    parts = checked(replies[1], "answer", {"clients"})
+    assert parts == {f"1/{name}": n for name, n in sizes(plan, examination.material()).items()}
+    everything = b"".join(wire_bytes(m) for m in (*grid.sent, *grid.replies))
+    assert b"relearn_steps" in everything, "the search finds what does cross"
+    work = open_workspace(whole_json(config))
+    rows = [row for client in work.clients for split in SPLITS for row in getattr(client, split)]
+    rows += [probe.row for probe in work.task.probes]
+    for row in rows:
+        for text in (row.text, row.text[:24], row.row_id, f'"{row.target}"'):
+            assert text.encode() not in everything
 
 
 def test_bytes_of_an_adapter_are_four_a_value(micro: Fixture, play: Fixture) -> None:

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 from benchmarks.odd_client import ODD
-from clients.workspace import open_workspace
+from clients.questions import CASE, REFUSAL_LOSS, check_examinable
+from clients.relearning import relearned, relearning_job
+from clients.workspace import Workspace, open_workspace
 from fedllm_flwr.compose import compose_run
 from fedllm_flwr.core import resumed_config, whole_json
 from fedllm_flwr.errors import ConfigError
-from fedllm_flwr.forgetting.examiner import (
-    CASE,
-    PAIRED,
-    REFUSAL_LOSS,
-    LocalExaminer,
-    Plan,
-)
+from fedllm_flwr.examining import adaptation_of
+from fedllm_flwr.forgetting.examiner import LocalExaminer, NodeExaminer, examiner_for
+from fedllm_flwr.models.generation import Adaptation
 from fedllm_flwr.runs.directory import RunDirectory
+from fedllm_flwr.training.examine import examine
 from fedllm_flwr.unlearning.attacks import auc
+from fedllm_flwr.unlearning.questions import PAIRED, Plan
 
 Fixture = Callable[..., Any]
 PLAN = Plan(
@@ -100,7 +100,7 @@ def test_what_a_shadow_model_has_seen_is_what_its_client_trains_on(
     seen = examiner.seen(3, plan)
     assert seen.sum() == len(work.clients[ODD].train)
     own = {row.row_id for row in work.clients[ODD].train}
-    drawn = examiner._drawn(plan)
+    drawn = examiner._questions._drawn(plan)
     rows = [*drawn["members"], *drawn["others"]]
     assert [row.row_id in own for row in rows] == seen.tolist()
 
@@ -109,3 +109,59 @@ def test_too_few_rows_say_nothing() -> None:
     few = compose_run(["experiment=smoke", "task.train_rows=12", "task.test_rows=40"]).config
     with pytest.raises(ConfigError, match="at least 8 training rows of client 0"):
         LocalExaminer(few, 0)
+
+
+@pytest.fixture(scope="module")
+def work(config: Any) -> Workspace:
+    return open_workspace(whole_json(config))
+
+
+def losses(work: Workspace, model: Adaptation) -> np.ndarray:
+    encoder = work.encoder()
+    rows = encoder.encode(work.clients[ODD].train)
+    return examine(work.backbone, rows, model, head_token_ids=encoder.head_token_ids).losses
+
+
+def test_a_runs_model_says_what_the_run_measured(work: Workspace, odd: Fixture) -> None:
+    """The evaluation of the last round, client by client, from the exported adapter."""
+    run, _ = odd()
+    model, encoder = adaptation_of(run, work.config), work.encoder()
+    for record in run.records("evaluation")[-3:]:
+        rows = encoder.encode(getattr(work.clients[record["partition_id"]], record["split"]))
+        found = examine(work.backbone, rows, model, head_token_ids=encoder.head_token_ids)
+        assert found.losses.sum() == pytest.approx(record["loss_sum"], rel=1e-3)
+
+
+def test_relearning_begins_where_the_model_is_and_ascent_goes_up(
+    work: Workspace, odd: Fixture
+) -> None:
+    model, encoder = adaptation_of(odd()[0], work.config), work.encoder()
+    rows = encoder.encode(work.clients[ODD].train)
+    job = relearning_job(work, model, rows, 3)
+    before = losses(work, model)
+    fresh = replace(model, adapter=job.adapter, spec=job.spec)
+    np.testing.assert_array_equal(losses(work, fresh), before)
+    for ascend, sign in ((False, 1), (True, -1)):
+        tuned = relearned(work, job, model, 4, encoder, ascend=ascend)
+        after = losses(work, replace(model, adapter=tuned.adapter, spec=tuned.spec))
+        assert sign * (before.mean() - after.mean()) > 0
+        assert tuned.seed != job.seed, "the next steps draw other orders"
+
+
+def test_what_cannot_be_looked_at_is_named(smoke: Fixture) -> None:
+    for overrides, match in (
+        (("method=fedgrass", "strategy=row_mean", "client.clip_norm=0"), "expected fedlora or fedprompt"),
+        (("method=fedprompt", "strategy=prompt_mean", "method.personal_length=2"), r"method\.personal_length"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=match):
+            check_examinable(smoke(*overrides))
+
+
+def test_in_a_deployment_the_clients_node_asks(source: RunDirectory, smoke: Fixture) -> None:
+    far = ("runtime=deployment", "baselines=none")
+    assert isinstance(examiner_for(source, smoke(*far), 0), NodeExaminer)
+    own = (*far, "task=csv", "task.loss=vocabulary", "partition=site", "partition.num_clients=2")
+    with pytest.raises(
+        ConfigError, match="runtime=deployment and task=csv: the control by gradient"
+    ):
+        examiner_for(source, smoke(*own), 0)
