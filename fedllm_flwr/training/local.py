@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fedllm_flwr.averaging import Delta
-from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.errors import ConfigError, ShapeError
 from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.models.cohort import delta_active
 from fedllm_flwr.tasks.encode import Encoded
@@ -221,12 +221,20 @@ def _train_cohort(call: _Call, jobs: Sequence[ClientJob]) -> list[LocalResult]:
         return _attempt(call, jobs)
     except Exception as error:
         if len(jobs) == 1:
-            LOG.debug("client %d failed", jobs[0].partition_id, exc_info=True)
-            return [failed(jobs[0], f"{type(error).__name__}: {error}")]
+            return [failed(jobs[0], _reason(jobs[0], error))]
         clients = ", ".join(str(job.partition_id) for job in jobs)
         LOG.warning("cohort of clients %s failed (%s); training them one by one", clients, error)
     alone = (_train_cohort(call, [job]) for job in jobs)
     return [result for [result] in alone]
+
+
+def _reason(job: ClientJob, error: Exception) -> str:
+    """What the server is told: of settings and sizes, which it knows, and no text that may name a row or a path."""
+    kind = type(error).__name__
+    if isinstance(error, ShapeError | ConfigError):
+        return f"{kind}: {error}"
+    LOG.error("client %d: training failed", job.partition_id, exc_info=error)
+    return f"training failed ({kind}); the node's log says why"
 
 
 def _attempt(call: _Call, jobs: Sequence[ClientJob]) -> list[LocalResult]:
