@@ -202,7 +202,7 @@ def test_training_settings_are_the_configurations(micro: Fixture) -> None:
         "batch_size": 3, "local_epochs": 1, "local_steps": 5, "learning_rate": 0.125, "optimizer": "adamw",
         "weight_decay": 0.01, "momentum": 0.0, "beta1": 0.8, "beta2": 0.95, "gradient_accumulation": 2,
         "clip_norm": 0.5, "proximal_mu": 0.25, "cohort_tokens": 99, "side": "b",
-        "sample_privacy": None,
+        "sample_privacy": None, "ascend": False, "checkpointing": False,
     }  # fmt: skip
     assert isinstance(found, LocalSettings)
 
