@@ -31,6 +31,7 @@ from fedllm_flwr.runs.environment import environment
 from fedllm_flwr.runs.progress import Progress
 from fedllm_flwr.runs.report import write_report
 from fedllm_flwr.runs.tensorboard import write_tensorboard
+from fedllm_flwr.runs.tracking import Untracked, mlflow_client, tracker_of
 from fedllm_flwr.settings.privacy import NoPrivacy
 from fedllm_flwr.settings.runtime import RuntimeConfig
 from fedllm_flwr.sharding import train_shards
@@ -56,13 +57,17 @@ def run(grid: Grid, config: RunConfig, out_dir: str | Path) -> dict[str, Any]:
         The summary.
 
     Raises:
-        ConfigError: The folder holds a run of another configuration.
+        ConfigError: The folder holds a run of another configuration, or MLflow is asked for and is not there.
         RunStoppedError: The run gave up; the same call goes on from its last checkpoint.
     """
     quiet_flower(config.runtime.verbose)
+    if config.runtime.mlflow:
+        mlflow_client()  # or nothing is written
     directory = open_or_create(config, Path(out_dir))
     with only_writer(directory), Progress() as progress:
         journal = Journal(directory, config, progress)
+        tracker = tracker_of(config.runtime.mlflow, directory, journal.note)
+        journal.after_round = tracker.update
         hosting = Hosting(grid, config.runtime.node_wait_seconds, journal.note, journal.count)
         saved = checkpoints.latest(directory.checkpoints, journal.note)
         journal.resume(saved.server_round if saved else -1)
@@ -78,17 +83,18 @@ def run(grid: Grid, config: RunConfig, out_dir: str | Path) -> dict[str, Any]:
                 if isinstance(error, Exception):
                     said = error if isinstance(error, FedLLMError) else repr(error)
                     journal.note(f"stopped: {said}")
-                _write_views(directory)
+                _write_views(directory, tracker)
             raise
-        _write_views(directory)
+        _write_views(directory, tracker)
         progress.finished(summary)
     return summary
 
 
-def _write_views(directory: RunDirectory) -> None:
+def _write_views(directory: RunDirectory, tracker: Untracked) -> None:
     """What people look at: curves and the report, also of a run that stopped."""
     write_tensorboard(directory)
     write_report(directory)
+    tracker.ended()
 
 
 def _run(

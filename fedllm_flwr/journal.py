@@ -5,7 +5,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,9 @@ class Journal:
         run: The run directory.
         config: The run.
         progress: The display.
+
+    Attributes:
+        after_round: Called when a round is complete and saved, for whoever else wants its figures.
     """
 
     def __init__(self, run: RunDirectory, config: RunConfig, progress: Progress) -> None:
@@ -67,6 +70,7 @@ class Journal:
         self._began = time.monotonic()
         self._done = 0
         self.best: tuple[float, int] | None = None
+        self.after_round: Callable[[], None] = lambda: None
         self._ledger = open_ledger(run)
         self._recorded = 0
 
@@ -170,6 +174,7 @@ class Journal:
         self._messages.clear()
         self._began = time.monotonic()
         self._progress.round_done(record)
+        self.after_round()
 
     def resume(self, server_round: int) -> None:
         """Forget what was written after a checkpoint; -1 forgets all rounds."""

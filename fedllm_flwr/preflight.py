@@ -14,6 +14,7 @@ from fedllm_flwr.models.shapes import layer_shapes
 from fedllm_flwr.models.soft import check_window
 from fedllm_flwr.models.tokenizers import load_tokenizer
 from fedllm_flwr.reservoir import Reservoir
+from fedllm_flwr.runs.tracking import mlflow_client
 from fedllm_flwr.settings.grass import FedGrassConfig
 from fedllm_flwr.settings.methods import FedPromptConfig, FedResPromptConfig
 from fedllm_flwr.tasks.base import SPLITS, Task
@@ -29,8 +30,9 @@ from strategies.row_ledger import check_row_budget
 def preflight(config: RunConfig) -> None:
     """Find what is wrong with a run before a model loads, a process starts or a file is written.
 
-    Checks the device, the ranks against the layers, the data, and the partition. A deployment's data and devices are
-    its nodes' own, so there only the model is checked, and the device if the server computes with it.
+    Checks the device, the ranks against the layers, the data, the partition, and MLflow if it is asked for. A
+    deployment's data and devices are its nodes' own and its ServerApp is elsewhere, so there only the model is checked,
+    and the device if the server computes with it.
 
     Raises:
         ConfigError: One line that says what was expected and what was given.
@@ -42,6 +44,8 @@ def preflight(config: RunConfig) -> None:
     _check_method(config)
     check_budget(config)
     if config.runtime.name != "deployment":
+        if config.runtime.mlflow:
+            mlflow_client()
         task = load_task(config.task.options(config.runtime.data_path), config.rows_seed)
         if config.task.loss == "labels" and task.kind != "classification":
             raise ConfigError(

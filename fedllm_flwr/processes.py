@@ -12,7 +12,8 @@ import psutil
 
 from fedllm_flwr.errors import ConfigError, RunStoppedError
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
+"""For a busy machine; a process that ends instead is noticed at once."""
 
 
 def stop_tree(
@@ -66,7 +67,7 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> Non
         log: Its log, for the message.
 
     Raises:
-        RunStoppedError: It ended, or a minute has passed; the message holds the end of its log.
+        RunStoppedError: It ended, or three minutes have passed; the message holds the end of its log.
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:

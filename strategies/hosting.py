@@ -55,12 +55,13 @@ class Hosting:
             present = set(self.grid.get_node_ids())
             if present and present != self._seen:
                 self._ask(present)
-            if self._num_partitions and len(self._nodes) == self._num_partitions:
+            taken = {place for place, node_id in self._nodes.items() if node_id in present}
+            if self._num_partitions and len(taken) == self._num_partitions:
                 return
             if time.monotonic() > deadline:
-                missing = sorted(set(range(self._num_partitions)) - set(self._nodes))
+                missing = sorted(set(range(self._num_partitions)) - taken)
                 raise RunStoppedError(
-                    f"nodes: waited {self._wait_seconds:g} s; {len(self._nodes)} of "
+                    f"nodes: waited {self._wait_seconds:g} s; {len(taken)} of "
                     f"{self._num_partitions or 'unknown'} places are taken, missing partition-id {missing or 'all'}"
                 )
             time.sleep(POLL_SECONDS)

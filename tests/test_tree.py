@@ -14,7 +14,7 @@ PACKAGES = ("fedllm_flwr", "clients", "strategies")
 TIERS = {"conf", "contracts", "simulation", "deployment", "benchmarks"}
 """Folders of tests that mirror no package."""
 
-ALONE = {"test_tree", "test_readme", "test_fab"}
+ALONE = {"test_tree", "test_readme", "test_fab", "test_dependencies"}
 """Tests of the project itself."""
 
 ONCE = {"__init__", "__main__"}

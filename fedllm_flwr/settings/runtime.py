@@ -37,6 +37,7 @@ class RuntimeConfig:
     node_wait_seconds: float = 120.0
     connection: str = ""
     verbose: bool = False
+    mlflow: bool = False
     data_path: str = ""
     model_path: str = ""
 

@@ -107,6 +107,19 @@ def test_a_changed_set_of_nodes_is_asked_again(grid_of: Fixture, host: Fixture) 
     assert grid.asked == [1000, 1001, 1000, 1002]
 
 
+def test_it_waits_when_all_nodes_have_left_at_once(grid_of: Fixture, host: Fixture) -> None:
+    grid = grid_of([[1000, 1001], [], [], [1000, 1001]], 2)
+    hosting = host(grid, 5.0)
+    hosting.refresh()
+    hosting.refresh()
+    assert grid.lists == [[1000, 1001]], "it looked until they were back"
+    gone = grid_of([[1000, 1001], []], 2)
+    hosting = host(gone)
+    hosting.refresh()
+    with pytest.raises(RunStoppedError, match=r"0 of 2 places are taken, missing partition-id \[0, 1\]"):  # fmt: skip
+        hosting.refresh()
+
+
 def test_a_place_that_nobody_takes_ends_the_wait_with_its_name(
     grid_of: Fixture, host: Fixture
 ) -> None:
