@@ -4,13 +4,12 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from flwr.serverapp import Grid
 
 from fedllm_flwr import records
@@ -32,6 +31,7 @@ from fedllm_flwr.runs.progress import Progress
 from fedllm_flwr.runs.report import write_report
 from fedllm_flwr.runs.tensorboard import write_tensorboard
 from fedllm_flwr.runs.tracking import Untracked, mlflow_client, tracker_of
+from fedllm_flwr.runs.writer import only_writer
 from fedllm_flwr.settings.privacy import NoPrivacy
 from fedllm_flwr.settings.runtime import RuntimeConfig
 from fedllm_flwr.sharding import train_shards
@@ -122,22 +122,6 @@ def _run(
     summary["learning_rate"] = rate
     journal.run.write_summary(summary)
     return summary
-
-
-@contextmanager
-def only_writer(directory: RunDirectory) -> Iterator[None]:
-    """Hold the run directory; the system lets go of it when this process ends, however it ends.
-
-    Raises:
-        ConfigError: Another process is writing to it.
-    """
-    try:
-        with FileLock(directory.path / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise ConfigError(
-            f"{directory.path}: another process is running this experiment; wait or stop it"
-        ) from None
 
 
 def resumed_config(directory: RunDirectory, runtime: RuntimeConfig | None) -> RunConfig:

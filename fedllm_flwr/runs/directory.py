@@ -9,6 +9,7 @@ checkpoints/     see `checkpoints`
 One process writes a run directory; any number may read it meanwhile.
 """
 
+import errno
 import json
 import math
 import os
@@ -110,7 +111,7 @@ class RunDirectory:
         try:
             if os.write(handle, line) != len(line):
                 self._tail_is_whole = False
-                raise OSError(f"{metrics}: a record was written in part; is the disk full?")
+                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, a record was written in part")  # fmt: skip
         finally:
             os.close(handle)
 
