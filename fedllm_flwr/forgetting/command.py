@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedllm_flwr.core import only_writer, resumed_config
+from fedllm_flwr.core import resumed_config
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.forgetting.certify import CERTIFICATE, Attempt, certify, default_folder
 from fedllm_flwr.forgetting.examiner import Examiner
@@ -14,6 +14,7 @@ from fedllm_flwr.forgetting.rivals import Carry
 from fedllm_flwr.forgetting.verify import Verified, check_verifiable, hand_over, verify
 from fedllm_flwr.preflight import check_out_dir
 from fedllm_flwr.runs.directory import RunDirectory
+from fedllm_flwr.runs.writer import only_writer
 from fedllm_flwr.settings.runtime import RuntimeConfig
 from fedllm_flwr.settings.verification import VerificationConfig
 
