@@ -20,11 +20,8 @@ import fedllm_flwr
 ROOT = Path(fedllm_flwr.__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = ("fedllm_flwr", "clients", "strategies")
-OPTIONAL = {"mlflow-skinny": "mlflow"}
+OPTIONAL = {"mlflow-skinny": "mlflow", "bitsandbytes": "bitsandbytes"}
 """Extras, and what is imported of them; tests that need one say so where it is not installed."""
-
-BROUGHT = {"bitsandbytes"}
-"""Made for accelerators: whoever has one brings it, and its absence is a typed error."""
 
 
 def declared() -> list[Requirement]:
@@ -100,10 +97,11 @@ def test_requirements_name_no_address() -> None:
 
 def test_whatever_we_import_is_declared_or_comes_with_what_is() -> None:
     owners = metadata.packages_distributions()
-    optional = {*OPTIONAL.values(), *BROUGHT}
     for name, file in sorted(imported().items()):
         brought = {canonicalize_name(d) for d in owners.get(name, [])}
-        assert brought & set(closure()) or name in optional, f"{file} imports {name}: {brought}"
+        assert brought & set(closure()) or name in OPTIONAL.values(), (
+            f"{file} imports {name}: {brought}"
+        )
 
 
 def test_optional_packages_are_declared_as_such() -> None:
