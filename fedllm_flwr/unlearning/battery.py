@@ -98,7 +98,7 @@ class Battery:
     ) -> None:
         self._retrained, self._shadows = list(retrained), shadows
         self._steps, self._margin, self._share, self._start = relearn_steps, margin, share, start
-        self.left_out: dict[str, str] = dict(_absent(full.said, shadows))
+        self.left_out: dict[str, str] = _absent(full, shadows)
         self._full = self._figures(full)
         each = [self._figures(model) for model in retrained]
         self._null: dict[str, list[float]] = {n: [f[n] for f in each] for n in self._full}
@@ -185,8 +185,9 @@ class Battery:
             ranked = zip(said["canaries/losses"], said["canaries/candidates"], strict=True)
             found[EXPOSURE] = float(np.mean([exposure(float(own), rest) for own, rest in ranked]))
             found[EXTRACTED] = float(said["canaries/exact"].mean())
-        found[MEAN_UTILITY] = float(np.mean(list(model.utility.values())))
-        found[WORST_UTILITY] = min(model.utility.values())
+        if model.utility:
+            found[MEAN_UTILITY] = float(np.mean(list(model.utility.values())))
+            found[WORST_UTILITY] = min(model.utility.values())
         return found
 
     def _telling(self) -> list[str]:
@@ -224,9 +225,12 @@ def why_powerless(battery: Battery) -> str:
     return ""
 
 
-def _absent(said: Said, shadows: Shadows | None) -> dict[str, str]:
+def _absent(full: Model, shadows: Shadows | None) -> dict[str, str]:
     """Checks that cannot be made of what was said."""
+    said = full.said
     found = {}
+    if not full.utility:
+        found[MEAN_UTILITY] = found[WORST_UTILITY] = "no client that stays has test rows"
     if shadows is None:
         found[LIRA] = "no shadow models were asked for (verification.shadows=0)"
     if "members/min_k" not in said:

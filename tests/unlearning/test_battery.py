@@ -137,6 +137,16 @@ def test_what_cannot_be_asked_is_left_out_with_its_reason():
     ]
 
 
+def test_without_test_rows_of_those_who_stay_there_is_no_utility():
+    def blind(knows, *seeds):
+        return [Model(model(seed, knows).said, {}) for seed in seeds]
+
+    [full], retrained = blind(2.0, 1), blind(0.0, *range(10, 15))
+    made = Battery(full, retrained, None, start={}, relearn_steps=STEPS, share=0.3)
+    assert made.left_out[WORST_UTILITY] == "no client that stays has test rows"
+    assert MEAN_UTILITY not in [c.name for c in made.checks(retrained[0])]
+
+
 def test_a_full_model_that_never_remembered_leaves_nothing_to_check():
     made = battery(0.0)
     assert made.attacks_that_tell == ()
