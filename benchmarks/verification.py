@@ -4,14 +4,16 @@
 
 Two clients train with an odd one (`benchmarks.odd_client`) on the tiny model until it can be told from held-out rows
 like its own. Then 20 models are trained without it, from 20 seeds, and each is judged by attacks alone (the checks of
-`fedllm_flwr.unlearning.battery`, settings `verification=quick`) beside five others of them. Named baselines: the model
-before removal, and the four controls, which have to fail beside each five.
+`fedllm_flwr.unlearning.battery`, settings `verification=quick`) beside five others of them, and by the defaults
+beside eight. Named baselines: the model before removal, and the four controls, which have to fail beside each five.
 
-Nothing here is about speed: the figures are counts. With --quick 8 models and not 20.
+Nothing here is about speed: the figures are counts. With --quick 10 models and not 20.
 
 The last line is one JSON object:
     retrained: how many retrained models were judged.
     retrained_passed, retrained_failed, retrained_inconclusive: of these, how many.
+    retrained_passed_default: how many pass by the defaults: beside eight, and a third of the full model's difference is
+        the margin, not half.
     controls_missed: judgements of controls that were not `failed`, of 4 for each retrained model.
     full_auc: least over the judgements of the best AUC on the model before removal.
 """
@@ -22,7 +24,6 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -36,11 +37,13 @@ from fedllm_flwr.forgetting.request import read_request
 from fedllm_flwr.forgetting.rivals import control, reference, utility_of
 from fedllm_flwr.forgetting.verify import Asking, model_of, plan_of
 from fedllm_flwr.runs.directory import RunDirectory
-from fedllm_flwr.unlearning.battery import Battery, Model
+from fedllm_flwr.settings.verification import VerificationConfig
+from fedllm_flwr.unlearning.battery import Battery
 from fedllm_flwr.unlearning.verdict import CONTROLS, outcome_of
 
-SEEDS, QUICK_SEEDS = 20, 8
-BESIDE = 5
+SEEDS, QUICK_SEEDS = 20, 10
+QUICK = compose_run(["action=verify", "verification=quick"]).verification
+DEFAULT = VerificationConfig()
 GATES = {"retrained_passed": 0.95, "controls_missed": 0.0}
 
 
@@ -69,33 +72,24 @@ def counts(asked: Asking, models: int) -> dict[str, float]:
     full = model_of(asked.told("full", request.source), stay)
     start = {c: q for c, q in utility_of(request.source, 0).items() if c in stay}
     outcomes: Counter[str] = Counter()
-    missed, areas = 0, []
+    missed, areas, by_default = 0, [], 0
     for number, model in enumerate(retrained):
-        beside = [retrained[(number + step) % models] for step in range(1, BESIDE + 1)]
-        battery = _battery(asked, full, beside, start)
-        checks = battery.checks(model)
+        quick, default = (
+            Battery(full, [retrained[(number + step) % models] for step in range(1, settings.retrains + 1)], None,
+                    start=start, relearn_steps=(0, *asked.plan.relearn_steps), margin=settings.margin,
+                    share=settings.share)
+            for settings in (QUICK, DEFAULT)
+        )  # fmt: skip
+        checks = quick.checks(model)
         outcomes[outcome_of(checks)] += 1
-        missed += sum(outcome_of(battery.checks(each)) != "failed" for each in controls)
-        areas.append(battery.full_auc)
+        by_default += outcome_of(default.checks(model)) == "passed"
+        missed += sum(outcome_of(quick.checks(each)) != "failed" for each in controls)
+        areas.append(quick.full_auc)
         odd = [f"{c.name}: {c.measured:.3g}" for c in checks if c.outcome != "passed"]
         print(f"seed {number + 1}: {outcome_of(checks)} {'; '.join(odd)}")
     found = {f"retrained_{name}": outcomes[name] for name in ("passed", "failed", "inconclusive")}
-    return {"retrained": models, **found, "controls_missed": missed, "full_auc": min(areas)}
-
-
-def _battery(
-    asked: Asking, full: Model, beside: Sequence[Model], start: dict[int, float]
-) -> Battery:
-    settings = compose_run(["action=verify", "verification=quick"]).verification
-    return Battery(
-        full,
-        beside,
-        None,
-        start=start,
-        relearn_steps=(0, *asked.plan.relearn_steps),
-        margin=settings.margin,
-        share=settings.share,
-    )
+    return {"retrained": models, **found, "retrained_passed_default": by_default, "controls_missed": missed,
+            "full_auc": min(areas)}  # fmt: skip
 
 
 def main() -> None:

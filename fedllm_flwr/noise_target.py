@@ -67,6 +67,6 @@ def with_target_noise(config: RunConfig) -> RunConfig:
 def _accounts(config: RunConfig) -> list[Account]:
     """How the rows of each client take part in a round."""
     path = config.runtime.data_path or os.environ.get(DATA_PATH_VARIABLE, "")
-    task = load_task(config.task.options(path), config.seed)
-    sizes = [len(client.train) for client in partition(task, config.partition, config.seed)]
+    task = load_task(config.task.options(path), config.rows_seed)
+    sizes = [len(client.train) for client in partition(task, config.partition, config.rows_seed)]
     return [noised_steps(config.client, size) for size in sizes if size]

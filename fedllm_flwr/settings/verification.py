@@ -13,7 +13,7 @@ class VerificationConfig:
     """How ``action=verify``, and ``action=unlearn verify=adversarial``, attack a model."""
 
     budget: int = DEFAULT_BUDGET
-    retrains: int = 5
+    retrains: int = 8
     shadows: int = LEAST_SHADOWS
     margin: float = MARGIN
     share: float = 1 / 3
