@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flwr.serverapp import Grid
+
 from fedllm_flwr.compose import Composed
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.core import (
@@ -23,7 +25,7 @@ from fedllm_flwr.models.backbone import ALL_LINEAR
 from fedllm_flwr.models.shapes import layer_shapes, model_config
 from fedllm_flwr.preflight import check_out_dir, preflight
 from fedllm_flwr.runs.compare import compare
-from fedllm_flwr.runs.directory import RunDirectory
+from fedllm_flwr.runs.directory import MANIFEST, RunDirectory
 from fedllm_flwr.runs.report import write_report
 from fedllm_flwr.runs.status import run_status
 from fedllm_flwr.runs.tables import render_result_table
@@ -231,13 +233,31 @@ def _cascade_now(composed: Composed, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _cascade_at_clients(composed: Composed, overrides: Sequence[str]) -> int:
-    """Calibrate a cascade at its clients, or answer their queries; JSON on standard output."""
-    from fedllm_flwr.cascading import federate, loopback_grid
+def cascade_at_clients(
+    composed: Composed, overrides: Sequence[str], superlink: SuperLink | None = None
+) -> int:
+    """Calibrate a cascade at its clients, or answer their queries; JSON on standard output.
+
+    Args:
+        composed: What the command line asks.
+        overrides: What composed it.
+        superlink: As in :func:`fedllm_flwr.launch.launch`.
+
+    Raises:
+        ConfigError: A setting is wrong, or the output folder holds a run already; nothing was started or written.
+        RunStoppedError: Too few clients answered, or Flower reports a failure.
+    """
+    from fedllm_flwr.federated_cascade import federate, prepared, tiers_override
+
+    def at_clients(grid: Grid, config: RunConfig, out_dir: str) -> dict[str, Any]:
+        return federate(grid, config, composed.cascade, composed.action)
 
     config = _cascade_config(composed, overrides, "partition", "strategy.")
-    summary = federate(loopback_grid(config), config, composed.cascade, composed.action, _say)
-    print(json.dumps(summary))
+    if (Path(config.out_dir) / MANIFEST).exists():
+        raise ConfigError(f"{config.out_dir}: holds a run already, name another out_dir")
+    config = prepared(config, composed.cascade, composed.action)
+    words = [*overrides, tiers_override(composed.cascade)]
+    print(json.dumps(launch(config, words, superlink, at_clients)))
     return 0
 
 
@@ -324,8 +344,8 @@ ACTIONS: dict[str, Callable[[Composed, Sequence[str]], int]] = {
     "status": _status,
     "costs": _costs,
     "cascade": _cascade,
-    "calibrate": _cascade_at_clients,
-    "query": _cascade_at_clients,
+    "calibrate": cascade_at_clients,
+    "query": cascade_at_clients,
     "serve": _serve,
 }
 

@@ -1,51 +1,42 @@
-"""Cascades of real models: ask every tier about a task's queries, calibrate at the clients, serve their queries."""
+"""Cascades of real models in one place: ask every tier about a task's queries, choose thresholds, draw curves."""
 
 import json
-import math
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Message
-from flwr.serverapp import Grid
-
-from fedllm_flwr import records
-from fedllm_flwr.cascade import Calibrated, Recording, recording, replay
-from fedllm_flwr.client_app import app
+from fedllm_flwr.cascade import (
+    FORMATS,
+    TOKENS,
+    Beside,
+    Calibrated,
+    Recording,
+    promise,
+    recording,
+    replay,
+    tier_outcomes,
+)
 from fedllm_flwr.config import RunConfig
-from fedllm_flwr.core import quiet_flower
 from fedllm_flwr.errors import ConfigError
-from fedllm_flwr.launch import state_folder
-from fedllm_flwr.loopback import LoopbackGrid
 from fedllm_flwr.runs.atomic import write_json, write_text
-from fedllm_flwr.runs.directory import RunDirectory
-from fedllm_flwr.runs.environment import environment
-from fedllm_flwr.settings.adaptation import ModelConfig
 from fedllm_flwr.settings.cascade import CascadeConfig
 from fedllm_flwr.tasks.base import Row, Task
 from fedllm_flwr.tasks.catalog import load_task
 from fedllm_flwr.tasks.records import read_json_lines
 from fedllm_flwr.tiers import (
-    Answered,
-    Chain,
     Computing,
-    LocalMember,
     Tier,
     calibrated_thetas,
     check_unseen,
     load_tier,
-    pack_tier,
     record_lines,
+    timed_lines,
 )
-from strategies.calibration import FederatedCalibration
-from strategies.hosting import Hosting
-from strategies.queries import FederatedQueries
 
 ANSWERS, VALIDATION, THRESHOLDS = "answers.jsonl", "validation.jsonl", "thresholds.json"
+SAMPLES, TIMED = "samples.jsonl", "timed.jsonl"
+SUFFIXES = {"markdown": "md", "csv": "csv", "json": "json"}
 
 Note = Callable[[str], None]
 
@@ -53,7 +44,8 @@ Note = Callable[[str], None]
 def run_chain(config: RunConfig, cascade: CascadeConfig, note: Note) -> list[dict[str, Any]]:
     """Let every tier answer every test row, keep the answers, and draw the curves of a replay from them.
 
-    Where no thresholds are set and the task has validation rows, these are answered too and decide the thresholds.
+    Where no thresholds are set and the task has validation rows, these are answered too: they decide the thresholds,
+    and teach a router that reads the queries alone. The tables lie beside the answers, in all formats.
 
     Args:
         config: Task, seed and runtime; ``out_dir`` gets the answers.
@@ -75,17 +67,49 @@ def run_chain(config: RunConfig, cascade: CascadeConfig, note: Note) -> list[dic
         )
     folder.mkdir(parents=True, exist_ok=True)
     thetas: tuple[float, ...] | None = cascade.thetas or None
+    held_out = None
     if thetas is None and task.splits["validation"]:
         held_out = _record(tiers[:-1], task, task.splits["validation"], folder / VALIDATION, note)
         thetas = _calibrated(held_out, cascade, folder, note)
+    beside = _beside(tiers, task, cascade, held_out, folder, note)
     record = _record(tiers, task, task.splits["test"], folder / ANSWERS, note)
-    return replay(
+    rows = replay(
         record,
         {tier.config.name: tier.price for tier in tiers},
         config.seed,
         thetas=thetas,
         parallelism={tier.config.name: tier.config.rho for tier in tiers},
+        beside=beside,
     )
+    for name, render in FORMATS.items():
+        write_text(folder / f"curve.{SUFFIXES[name]}", render(rows))
+    return rows
+
+
+def _beside(
+    tiers: Sequence[Tier],
+    task: Task,
+    cascade: CascadeConfig,
+    held_out: Recording | None,
+    folder: Path,
+    note: Note,
+) -> Beside:
+    """Samples of one member, the router, and times of queries that come alone: what they can be had for."""
+    rows, first = task.splits["test"], tiers[0]
+    samples = timed = promised = None
+    if cascade.samples_temperature:
+        one = replace(first.config, members=first.config.members[:1], kind="self_consistency",
+                      samples=max(2, first.config.size), temperature=cascade.samples_temperature)  # fmt: skip
+        sampled = Tier(one, first.members[:1], first.seed)
+        samples = _record([sampled], task, rows, folder / SAMPLES, note)
+    if held_out is not None:
+        outcomes = tier_outcomes(held_out.tiers[first.config.name], TOKENS)
+        known = [row.text for row in task.splits["validation"]]
+        promised = promise(known, outcomes.correct, [row.text for row in rows])
+    if cascade.timed_queries:
+        lines = timed_lines(tiers, task, rows[: cascade.timed_queries], note)
+        timed = _kept(lines, folder / TIMED)
+    return Beside(samples, promised, timed)
 
 
 def open_chain(config: RunConfig, cascade: CascadeConfig) -> tuple[Task, tuple[Tier, ...]]:
@@ -112,8 +136,11 @@ def _record(
     tiers: Sequence[Tier], task: Task, rows: Sequence[Row], path: Path, note: Note
 ) -> Recording:
     """Answers in a file, once all are there, and what a replay reads from it."""
-    lines = (json.dumps(line) + "\n" for line in record_lines(tiers, task, rows, note))
-    write_text(path, "".join(lines))
+    return _kept(record_lines(tiers, task, rows, note), path)
+
+
+def _kept(lines: Iterable[Mapping[str, Any]], path: Path) -> Recording:
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
     records_read = [(record.line, record.values) for record in read_json_lines(path)]
     return recording(records_read, path.name)
 
@@ -124,19 +151,20 @@ def _calibrated(
     found = calibrated_thetas(held_out, cascade)
     names = list(held_out.tiers)
     for name, own in zip(names, found, strict=True):
-        note(f"tier {name}: {_said(own)}")
-    chosen = {name: _plain(own) for name, own in zip(names, found, strict=True)}
+        note(f"tier {name}: {said_threshold(own)}")
+    chosen = {name: plain_threshold(own) for name, own in zip(names, found, strict=True)}
     write_json(folder / THRESHOLDS, {"split": "validation", "tiers": chosen})
     return tuple(own.theta for own in found)
 
 
-def _plain(found: Calibrated) -> dict[str, Any]:
+def plain_threshold(found: Calibrated) -> dict[str, Any]:
     """A threshold for JSON; that of a tier that is never safe is null."""
     return {name: getattr(found, name) for name in
             ("theta", "risk", "bound", "accepted", "errors", "total")}  # fmt: skip
 
 
-def _said(found: Calibrated) -> str:
+def said_threshold(found: Calibrated) -> str:
+    """One line about a threshold, for people."""
     if found.theta > 1:
         return (
             f"no threshold is safe for risk {found.risk:g} on {found.total} queries, it defers all"
@@ -145,180 +173,3 @@ def _said(found: Calibrated) -> str:
         f"answers from an agreement of {found.theta:g} on: {found.errors} of {found.accepted} held-out answers are "
         f"wrong, at most {found.bound:.3g} with confidence"
     )
-
-
-# At the clients ------------------------------------------------------------------------------------------------------
-
-
-class WireAccount:
-    """Keeps what a federated cascade did in a run directory: bytes by message and direction, failures, events."""
-
-    def __init__(self, run: RunDirectory, note: Note) -> None:
-        self.run = run
-        self._note = note
-        self._bytes: Counter[tuple[str, str]] = Counter()
-        self._messages: Counter[tuple[str, str]] = Counter()
-
-    def note(self, text: str) -> None:
-        """Keep and show one line."""
-        self.run.append({"kind": "event", "text": text})
-        self._note(text)
-
-    def count(self, kind: str, direction: str, message: Message) -> None:
-        """Add a message's serialised size."""
-        self._bytes[kind, direction] += records.serialized_bytes(message)
-        self._messages[kind, direction] += 1
-
-    def failure(self, server_round: int, partition_id: int, reason: str) -> None:
-        """Keep and show that a client's answer is missing or was dropped."""
-        self.run.append({"kind": "failure", "round": server_round, "partition_id": partition_id,
-                         "reason": reason})  # fmt: skip
-        self._note(f"client {partition_id} is left out: {reason}")
-
-    def total(self, direction: str) -> int:
-        """Bytes of all messages in one direction."""
-        return sum(count for (_, own), count in self._bytes.items() if own == direction)
-
-    def close(self) -> None:
-        """Write the bytes down."""
-        for (kind, direction), count in sorted(self._bytes.items()):
-            self.run.append({"kind": "bytes", "round": 1, "direction": direction, "message": kind,
-                             "bytes": count, "messages": self._messages[kind, direction]})  # fmt: skip
-        self.run.sync()
-
-
-def loopback_grid(config: RunConfig) -> Grid:
-    """Nodes in this process.
-
-    Raises:
-        ConfigError: Another runtime is chosen.
-    """
-    if config.runtime.name != "loopback":
-        raise ConfigError(
-            f"runtime={config.runtime.name}: expected runtime=loopback with a cascade at the clients"
-        )
-    facts = {
-        "data-path": config.runtime.data_path,
-        "model-path": config.runtime.model_path,
-        "state-path": str(state_folder(config)),
-    }
-    return LoopbackGrid(app, min(config.runtime.num_nodes, config.partition.num_clients), facts)  # type: ignore[arg-type]
-
-
-def federate(
-    grid: Grid, config: RunConfig, cascade: CascadeConfig, action: str, note: Note
-) -> dict[str, Any]:
-    """Calibrate the first tier at the clients (``calibrate``), or answer the clients' queries (``query``).
-
-    Args:
-        grid: Flower's transport.
-        config: Task, partition, seed and runtime; ``out_dir`` becomes a run directory.
-        cascade: The tiers. The first one goes to the clients, the others stay here.
-        action: Which of the two. ``query`` calibrates first where no thresholds are set, for two tiers.
-        note: Told what happens.
-
-    Returns:
-        The summary.
-
-    Raises:
-        ConfigError: There is no chain, a member cannot be used, or thresholds are needed.
-        RunStoppedError: Too few clients answered.
-    """
-    quiet_flower(config.runtime.verbose)
-    _, tiers = open_chain(config, cascade)
-    packed = pack_tier(tiers[0])
-    config = _with_model(config, tiers[0])
-    if action == "query" and not cascade.thetas and len(tiers) > 2:
-        raise ConfigError(
-            "action=query: clients calibrate the first tier only, expected cascade.thetas with more than two tiers"
-        )
-    run = RunDirectory.create(config.out_dir, _manifest(config, cascade, action))
-    account = WireAccount(run, note)
-    began = time.monotonic()
-    hosting = Hosting(grid, config.runtime.node_wait_seconds, account.note, account.count)
-    hosting.refresh()
-    summary: dict[str, Any] = {"experiment": config.experiment, "action": action, "seed": config.seed,
-                               "num_clients": config.partition.num_clients}  # fmt: skip
-    try:
-        thetas = cascade.thetas
-        if action == "calibrate" or not thetas:
-            strategy = FederatedCalibration(config, hosting, account, packed, cascade)
-            found = strategy.calibrate(grid)
-            account.note(f"tier {tiers[0].config.name}: {_said(found)}")
-            write_json(run.path / THRESHOLDS, {"split": "clients' validation",
-                                               "tiers": {tiers[0].config.name: _plain(found)}})  # fmt: skip
-            thetas = (found.theta,)
-            summary |= {
-                f"calibration_{name}": value
-                for name, value in _plain(found).items()
-                if math.isfinite(value)
-            }
-        if action == "query":
-            summary |= _query(grid, config, hosting, account, tiers, thetas)
-    finally:
-        account.close()
-    summary |= {
-        f"{direction}_bytes": account.total(direction) for direction in ("uplink", "downlink")
-    }
-    summary["seconds"] = time.monotonic() - began
-    run.write_summary(summary)
-    return run.summary()
-
-
-def _query(
-    grid: Grid,
-    config: RunConfig,
-    hosting: Hosting,
-    account: WireAccount,
-    tiers: Sequence[Tier],
-    thetas: Sequence[float],
-) -> dict[str, Any]:
-    task = load_task(config.task.options(config.runtime.data_path), config.rows_seed)
-    chain = Chain(tuple(tiers[1:]), tuple(thetas[1:]))
-    walked: list[Answered] = []
-
-    def answer(texts: Sequence[str]) -> list[str | None]:
-        start = len(walked)
-        rows = [Row(f"deferred-{start + n}", text, "") for n, text in enumerate(texts)]
-        walked.extend(chain.answer(task, rows))
-        return [found.text for found in walked[start:]]
-
-    strategy = FederatedQueries(config, hosting, account, pack_tier(tiers[0]), thetas[0], answer)
-    served = strategy.serve(grid)
-    client_cost = tiers[0].price.cost(served.input_tokens, served.output_tokens)
-    server_cost = sum((found.cost for found in walked), Fraction(0))
-    return {
-        "queries": served.queries,
-        "accuracy": served.correct / served.queries if served.queries else None,
-        "deferred": served.deferred,
-        "deferral_rate": served.deferred / served.queries if served.queries else None,
-        "deferred_accuracy": served.deferred_correct / served.deferred if served.deferred else None,
-        "deferred_text_bytes": served.text_bytes,
-        "client_input_tokens": served.input_tokens,
-        "client_output_tokens": served.output_tokens,
-        "client_cost": float(client_cost),
-        "server_cost": float(server_cost),
-        "clients": served.clients,
-    }
-
-
-def _with_model(config: RunConfig, tier: Tier) -> RunConfig:
-    """The configuration with the tier's model for its own, so that nodes load no other one."""
-    ref = next(member.ref for member in tier.members if isinstance(member, LocalMember))
-    model = ModelConfig(name=ref.name, hub_id=ref.hub_id, revision=ref.revision)
-    runtime = replace(config.runtime, model_path=ref.path or config.runtime.model_path)
-    return replace(config, model=model, runtime=runtime)
-
-
-def _manifest(config: RunConfig, cascade: CascadeConfig, action: str) -> Mapping[str, Any]:
-    return {
-        "experiment": config.experiment,
-        "action": action,
-        "fingerprint": config.fingerprint(),
-        "seed": config.seed,
-        "config": json.loads(config.to_json()),
-        "cascade": cascade.name,
-        "thetas": list(cascade.thetas),
-        "environment": environment(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }

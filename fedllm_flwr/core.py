@@ -136,6 +136,11 @@ def resumed_config(directory: RunDirectory, runtime: RuntimeConfig | None) -> Ru
     )
 
 
+def left_by(directory: RunDirectory) -> str:
+    """The action that left a run directory which holds no training run; empty for a training run."""
+    return str(directory.manifest.get("action", ""))
+
+
 def chosen_runtime(
     directory: RunDirectory, composed: RuntimeConfig, overrides: Sequence[str]
 ) -> RuntimeConfig:
@@ -148,8 +153,12 @@ def chosen_runtime(
             (dtype and cohort_tokens); ``runtime.threads=2`` changes one setting.
 
     Raises:
-        ConfigError: The manifest's configuration does not fit this version of the package.
+        ConfigError: The manifest's configuration does not fit this version of the package, or nothing was trained.
     """
+    if left_by(directory):
+        raise ConfigError(
+            f"{directory.path}: expected the run directory of a training run, got what action={left_by(directory)} left"
+        )
     started = run_config(directory.manifest["config"]).runtime
     named = {o.lstrip("+").partition("=")[0].removeprefix("runtime.") for o in overrides
              if o.lstrip("+").startswith("runtime")}  # fmt: skip

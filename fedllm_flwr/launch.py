@@ -15,15 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+from flwr.serverapp import Grid
 
 from fedllm_flwr.config import RunConfig
-from fedllm_flwr.core import run
+from fedllm_flwr.core import left_by, run
 from fedllm_flwr.errors import ConfigError, RunStoppedError
 from fedllm_flwr.follow import Follower
 from fedllm_flwr.processes import free_port, stop_tree, tool, wait_for_port
@@ -41,6 +42,9 @@ FIRST_STATUS_SECONDS, LAST_STATUS_SECONDS = 15.0, 120.0
 ENDED = ("completed", "failed", "stopped")
 CONNECTION = "fedllm"
 
+Core = Callable[[Grid, RunConfig, str], dict[str, Any]]
+"""What is carried: grid, settings and run directory to a summary."""
+
 
 @dataclass
 class SuperLink:
@@ -53,7 +57,10 @@ class SuperLink:
 
 
 def launch(
-    config: RunConfig, overrides: Sequence[str], superlink: SuperLink | None = None
+    config: RunConfig,
+    overrides: Sequence[str],
+    superlink: SuperLink | None = None,
+    core: Core = run,
 ) -> dict[str, Any]:
     """Carry one run to its end.
 
@@ -62,6 +69,7 @@ def launch(
         overrides: What composed it, for the apps to compose again from the FAB.
         superlink: One to use: a sweep starts a single one, a trial network has its own. Without one a simulation starts
             its own, and a deployment goes to ``runtime.connection``.
+        core: What runs within this process with ``runtime=loopback``; a ServerApp chooses it by the overrides.
 
     Returns:
         The run's summary.
@@ -71,7 +79,7 @@ def launch(
         ConfigError: The configuration is wrong.
     """
     if config.runtime.name == "loopback":
-        return _loopback(config)
+        return _loopback(config, core)
     if config.runtime.name == "deployment" and superlink is None:
         if not config.runtime.connection:
             raise ConfigError(
@@ -88,7 +96,7 @@ def launch(
         return _flower(config, overrides, own, CONNECTION)
 
 
-def _loopback(config: RunConfig) -> dict[str, Any]:
+def _loopback(config: RunConfig, core: Core) -> dict[str, Any]:
     """Server and clients in this process."""
     from fedllm_flwr.client_app import app
     from fedllm_flwr.loopback import LoopbackGrid
@@ -99,7 +107,7 @@ def _loopback(config: RunConfig) -> dict[str, Any]:
         "state-path": str(state_folder(config)),
     }
     num_nodes = min(config.runtime.num_nodes, config.partition.num_clients)
-    return run(LoopbackGrid(app, num_nodes, facts), config, config.out_dir)  # type: ignore[arg-type]
+    return core(LoopbackGrid(app, num_nodes, facts), config, config.out_dir)  # type: ignore[arg-type]
 
 
 def state_folder(config: RunConfig) -> Path:
@@ -294,9 +302,11 @@ def _summary(out_dir: Path) -> dict[str, Any] | None:
 def _why(link: SuperLink, connection: str, run_id: str, out_dir: Path, status: str) -> str:
     """The reason that a failed run left: its own last words, else the end of Flower's log."""
     with contextlib.suppress(ConfigError):
-        for event in reversed(RunDirectory.open(out_dir).records("event")):
+        directory = RunDirectory.open(out_dir)
+        hint = "" if left_by(directory) else f"; to go on: fedllm action=resume run={out_dir}"
+        for event in reversed(directory.records("event")):
             if event["text"].startswith("stopped: "):
-                return f"{event['text'].removeprefix('stopped: ')}; to go on: fedllm action=resume run={out_dir}"
+                return event["text"].removeprefix("stopped: ") + hint
     shown = subprocess.run([tool("flwr"), "log", run_id, connection, "--show"], env=link.environment, cwd=link.home,
                            capture_output=True, text=True, check=False)  # fmt: skip
     lines = [line.strip() for line in (shown.stdout + shown.stderr).splitlines() if line.strip()]

@@ -10,7 +10,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedllm_flwr.compose import compose_run
 from fedllm_flwr.core import chosen_runtime, default_out_dir, resumed_config, run
+from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.examining import examine_run
+from fedllm_flwr.federated_cascade import ACTIONS, federate
 from fedllm_flwr.preflight import preflight
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.settings.runtime import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE, RuntimeConfig
@@ -32,9 +34,12 @@ def make_app(project: Path | None = None) -> ServerApp:
 
 
 def serve(grid: Grid, context: Context, project: Path | None) -> None:
-    """Compose the run that the run config names, check it as every door does, and run or resume it.
+    """Compose what the run config names and check it as every door does; run or resume it, or ask a cascade's clients.
 
     With ``action=examine`` it puts a verification's question to a client instead.
+
+    Raises:
+        ConfigError: The settings are wrong, or the action is no work of a ServerApp.
     """
     overrides = shlex.split(str(context.run_config.get("overrides", "")))
     experiment = str(context.run_config.get("experiment", ""))
@@ -48,9 +53,17 @@ def serve(grid: Grid, context: Context, project: Path | None) -> None:
     if composed.action == "resume":
         directory = RunDirectory.open(composed.run)
         config = resumed_config(directory, chosen_runtime(directory, config.runtime, overrides))
-    config = replace(config, runtime=_with_paths(config.runtime))
+    out_dir = config.out_dir or default_out_dir(config)
+    config = replace(config, runtime=_with_paths(config.runtime), out_dir=out_dir)
+    if composed.action in ACTIONS:
+        federate(grid, config, composed.cascade, composed.action)
+        return
+    if composed.action not in ("run", "resume"):
+        raise ConfigError(
+            f"action={composed.action}: expected run, resume, {' or '.join(ACTIONS)} under Flower; fedllm does the rest"
+        )
     preflight(config)
-    run(grid, config, config.out_dir or default_out_dir(config))
+    run(grid, config, config.out_dir)
 
 
 def _with_paths(runtime: RuntimeConfig) -> RuntimeConfig:

@@ -7,10 +7,13 @@ import pytest
 from flwr.app import Context, RecordDict
 from flwr.serverapp import ServerApp
 
-from fedllm_flwr import server_app
+from fedllm_flwr import records, server_app
+from fedllm_flwr.actions import act
+from fedllm_flwr.compose import compose_run
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.settings.runtime import DATA_PATH_VARIABLE
+from fedllm_flwr.tasks.catalog import load_task
 
 Fixture = Callable[..., Any]
 SMALL = ("runtime.cohort_tokens=0", "baselines=none", "num_rounds=1", "task.train_rows=16", "task.test_rows=8",
@@ -115,4 +118,57 @@ def test_what_no_node_could_do_is_said_before_anything_is_written(
 ) -> None:
     with pytest.raises(ConfigError, match=r"method\.rank: expected at most 32, .* got 33"):
         serve("smoke", *SMALL, "method.rank=33", f"out_dir={tmp_path / 'run'}")
+
+
+CASCADE = (
+    "task.test_rows=24", "task.validation_rows=20", "cascade.among=all", "cascade.risk=0.5", "cascade.confidence=0.5",
+    "cascade.tiers=[{name:small,members:[{model:tiny}],kind:self_consistency,samples:3,temperature:0.7},"
+    "{name:large,members:[{model:tiny}]}]",
+)  # fmt: skip
+
+
+def test_a_cascades_queries_go_through_the_same_door(
+    serve: Fixture, tmp_path: Path, wire_bytes: Fixture, capsys: Any
+) -> None:
+    """Calibration and queries of one command: loopback's figures, counts and deferred text alone on the wire."""
+    words = ("experiment=smoke", *CASCADE, "action=query")
+    here = compose_run([*words, f"out_dir={tmp_path / 'here'}"])
+    assert act(here, [*words, f"out_dir={tmp_path / 'here'}"]) == 0
+    grid = serve("smoke", *words[1:], f"out_dir={tmp_path / 'there'}")
+    one, other = (RunDirectory.open(tmp_path / name) for name in ("here", "there"))
+    timed = {"seconds", "uplink_bytes", "downlink_bytes"}
+    found = {key: value for key, value in other.summary().items() if key not in timed}
+    assert found == {key: value for key, value in one.summary().items() if key not in timed}
+    assert 0 < found["deferral_rate"] < 1
+    assert (one.path / "thresholds.json").read_text() == (
+        other.path / "thresholds.json"
+    ).read_text()
+    kinds = {
+        (r["message"], r["direction"]): (r["bytes"], r["messages"]) for r in other.records("bytes")
+    }
+    for message_type in (records.CALIBRATE, records.PENDING, records.ANSWERS):
+        replies = [m for m in grid.replies if m.metadata.message_type == message_type]
+        counted = sum(records.serialized_bytes(m) for m in replies)
+        assert kinds[message_type, "uplink"] == (counted, len(replies))
+    task = load_task(here.config.task.options(""), here.config.seed)
+    texts = [row.text.encode() for row in task.splits["test"]]
+    uplink = {
+        m: b"".join(
+            wire_bytes(r) for r in grid.replies if (r.metadata.message_type == records.PENDING) is m
+        )
+        for m in (True, False)
+    }
+    sent = [text for text in texts if text in uplink[True]]
+    assert len(sent) == found["deferred"] < len(texts)
+    assert sum(map(len, sent)) == found["deferred_text_bytes"]
+    assert not any(text in uplink[False] for text in texts)
+
+
+def test_what_is_no_work_of_a_server_app_is_refused(serve: Fixture, tmp_path: Path) -> None:
+    """It used to be taken for a training run."""
+    for action in ("cascade", "costs", "report"):
+        with pytest.raises(
+            ConfigError, match=f"action={action}: expected run, resume, calibrate or query"
+        ):
+            serve("smoke", f"action={action}", f"out_dir={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()

@@ -35,7 +35,8 @@ from fedllm_flwr.cascade.calibration import (
 )
 from fedllm_flwr.cascade.outcomes import TierOutcomes, tier_outcomes
 from fedllm_flwr.cascade.recording import Recording, recording
-from fedllm_flwr.cascade.replay import replay
+from fedllm_flwr.cascade.replay import Beside, replay
+from fedllm_flwr.cascade.routing import promise
 from fedllm_flwr.cascade.semantic import (
     ROUGE_L,
     SemanticAgreement,
@@ -54,6 +55,7 @@ __all__ = [
     "TOKENS",
     "Agreement",
     "Answer",
+    "Beside",
     "Calibrated",
     "Deferral",
     "Histogram",
@@ -76,6 +78,7 @@ __all__ = [
     "normalised",
     "parse_prices",
     "parsed_label",
+    "promise",
     "recording",
     "replay",
     "score_vote",

@@ -29,6 +29,7 @@ from fedllm_flwr.cascade.curves import (
 )
 from fedllm_flwr.cascade.outcomes import TierOutcomes, tier_outcomes
 from fedllm_flwr.cascade.recording import Recording
+from fedllm_flwr.cascade.routing import routed
 from fedllm_flwr.cascade.signals import (
     aurc,
     deferral_auroc,
@@ -60,6 +61,24 @@ class Line:
     tiers: Sequence[TierOutcomes]
 
 
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """What a live chain can add to its recording.
+
+    Attributes:
+        samples: k samples of one member to the same queries, as a tier of the first tier's name; None without.
+        promised: The router's probability that the first tier is right (:mod:`fedllm_flwr.cascade.routing`). [Q]
+        timed: Answers to some of the queries with seconds, asked one by one; the times of all lines are theirs.
+    """
+
+    samples: Recording | None = None
+    promised: np.ndarray | None = None
+    timed: Recording | None = None
+
+
+NOTHING = Beside()
+
+
 def replay(
     record: Recording,
     prices: Mapping[str, Price],
@@ -67,6 +86,7 @@ def replay(
     *,
     thetas: Sequence[float] | None = None,
     parallelism: Mapping[str, float] | None = None,
+    beside: Beside = NOTHING,
 ) -> list[Row]:
     """All rows of a recording.
 
@@ -76,6 +96,7 @@ def replay(
         seed: Decides the bootstrap's draws.
         thetas: One threshold for every tier but the last, chosen elsewhere; their line is ``calibrated``.
         parallelism: ρ of each tier, for ``parallel_cost_per_query``; by default 0, all members at once.
+        beside: What a file of answers does not hold.
 
     Returns:
         Rows of two tables, told apart by ``table``. ``curve``: a line for each threshold and each baseline, with the
@@ -83,6 +104,7 @@ def replay(
 
     Raises:
         ConfigError: There are fewer than two tiers.
+        ShapeError: What stands beside is of other queries.
     """
     if len(record.tiers) < 2:
         raise ConfigError(
@@ -90,8 +112,10 @@ def replay(
         )
     voted = [tier_outcomes(rows, prices[tier]) for tier, rows in record.tiers.items()]
     lines = _lines(record, prices, voted)
+    lines += _beside(record, prices, voted, beside)
     if thetas is not None:
         lines.append(Line("calibrated", None, cascade(voted, thetas), voted))
+    timed = voted if beside.timed is None else _timed(beside.timed, prices)
     rho = dict.fromkeys(record.tiers, 0.0) | dict(parallelism or {})
     figures = np.column_stack(
         [f for line in lines for f in (line.walk.correct(line.tiers), line.walk.cost(line.tiers))]
@@ -100,8 +124,11 @@ def replay(
     rows = []
     for place, line in enumerate(lines):
         rows.append(_curve_row(line, ends[:, 2 * place : 2 * place + 2], rho))
+        if beside.timed is not None:
+            rows[-1] |= _latency(_again(line, timed, thetas))
         if line.method == "cascade":
             rows.append(_random_row(line, rho))
+    _compare(rows, next(row for row in rows if row["method"] == "always_last"))
     return rows + [_signal_row(tier, voted[-1], record.tiers[tier.tier], seed) for tier in voted]
 
 
@@ -138,6 +165,61 @@ def _lines(
         Line("always_last", None, always(voted, -1), voted),
         Line("oracle", None, oracle(voted), voted),
     ]
+
+
+def _beside(
+    record: Recording,
+    prices: Mapping[str, Price],
+    voted: Sequence[TierOutcomes],
+    beside: Beside,
+) -> list[Line]:
+    """Self-consistency of one member in place of the first tier, and the router, both over the cascade's thresholds."""
+    found = []
+    if beside.samples is not None:
+        first = next(iter(record.tiers))
+        sampled = [tier_outcomes(beside.samples.tiers[first], prices[first]), *voted[1:]]
+        found = [
+            Line(
+                "self_consistency_cascade",
+                theta,
+                cascade(sampled, [theta] * (len(voted) - 1)),
+                sampled,
+            )
+            for theta in levels_of(sampled[0].members)[1:]
+        ]
+        found.append(Line("self_consistency", None, always(sampled, 0), sampled))
+    if beside.promised is not None:
+        for theta in levels_of(voted[0].members)[1:]:
+            walk = cascade(voted, [theta] * (len(voted) - 1))
+            found.append(Line("router", theta, routed(voted, walk, beside.promised), voted))
+    return found
+
+
+def _timed(record: Recording, prices: Mapping[str, Price]) -> list[TierOutcomes]:
+    return [tier_outcomes(rows, prices[tier]) for tier, rows in record.tiers.items()]
+
+
+def _again(
+    line: Line, timed: Sequence[TierOutcomes], thetas: Sequence[float] | None
+) -> Line | None:
+    """A line's rule over the queries whose time is known; None where it needs more than votes."""
+    if line.method == "cascade" and line.theta is not None:
+        walk = cascade(timed, [line.theta] * (len(timed) - 1))
+    elif line.method == "calibrated" and thetas is not None:
+        walk = cascade(timed, thetas)
+    elif line.method in ("always_first", "always_last"):
+        walk = always(timed, 0 if line.method == "always_first" else -1)
+    else:
+        return None
+    return Line(line.method, line.theta, walk, timed)
+
+
+def _compare(rows: Sequence[Row], last: Row) -> None:
+    """Set costs beside those of the last tier alone: k^ρ·γ + p of two tiers, from tokens that were counted."""
+    for row in rows:
+        for name in ("cost_per_query", "parallel_cost_per_query"):
+            whole = last[name]
+            row[f"{name}_ratio"] = row[name] / whole if whole else None
 
 
 def _curve_row(line: Line, ends: np.ndarray, rho: Mapping[str, float]) -> Row:
@@ -223,8 +305,10 @@ _LATENCY = [
 ]
 
 
-def _latency(line: Line) -> Row:
+def _latency(line: Line | None) -> Row:
     found: Row = dict.fromkeys(_LATENCY)
+    if line is None:
+        return found
     for kind in ("serial", "parallel"):
         seconds = line.walk.seconds(line.tiers, parallel=kind == "parallel")
         if seconds is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fedllm_flwr.actions import run_experiment, show_run
+from fedllm_flwr.actions import cascade_at_clients, run_experiment, show_run
 from fedllm_flwr.compose import Composed, compose_run
 from fedllm_flwr.core import default_out_dir
 from fedllm_flwr.deploying.keys import ServerFiles
@@ -25,6 +25,7 @@ from fedllm_flwr.deploying.network import (
 )
 from fedllm_flwr.deploying.words import Words
 from fedllm_flwr.errors import ConfigError, RunStoppedError
+from fedllm_flwr.federated_cascade import ACTIONS as AT_CLIENTS
 from fedllm_flwr.launch import CONNECTION, SuperLink
 from fedllm_flwr.project import find_project
 
@@ -58,7 +59,13 @@ def deploy(words: Sequence[str]) -> int:
     settings: list[str] = list(chosen.settings)
     if settings:
         _refuse_runtime(settings)
-        config = _composed([*settings, *ON_THE_NETWORK]).config
+        composed = _composed([*settings, *ON_THE_NETWORK])
+        config = composed.config
+        if composed.action not in ("run", *AT_CLIENTS):
+            raise ConfigError(
+                f"deploy: action={composed.action}: expected one that clients take part in: run or "
+                f"{' or '.join(AT_CLIENTS)}"
+            )
         nodes = chosen.nodes or min(2, config.partition.num_clients)
         if nodes > config.partition.num_clients:
             raise ConfigError(
@@ -149,9 +156,13 @@ def _composed(settings: Sequence[str]) -> Composed:
 
 
 def _run(settings: Sequence[str], link: SuperLink) -> None:
-    """Run one experiment on the network."""
+    """Run one experiment on the network, or what it asks of a cascade at the clients."""
     kept = [*settings, *ON_THE_NETWORK]
-    config = _composed(kept).config
+    composed = _composed(kept)
+    if composed.action in AT_CLIENTS:
+        cascade_at_clients(composed, kept, link)
+        return
+    config = composed.config
     out_dir = config.out_dir or default_out_dir(config)
     run_experiment(replace(config, out_dir=out_dir), kept, out_dir, link)
     show_run(Path(out_dir))

@@ -170,6 +170,10 @@ class CascadeConfig:
 
     ``thetas``: from which agreement on each tier but the last answers; empty = chosen on validation rows for
     ``risk``, the share of wrong answers among those that a tier gives, which holds with ``confidence``.
+
+    ``samples_temperature`` and ``timed_queries`` are read by ``action=cascade``: as many samples of the first tier's
+    first member as it has members stand beside it, at that temperature (0 = none); and so many test queries are asked
+    one by one, for their times (0 = none).
     """
 
     name: str
@@ -178,6 +182,8 @@ class CascadeConfig:
     risk: float = 0.05
     confidence: float = 0.95
     among: Literal["accepted", "all"] = "accepted"
+    samples_temperature: float = 0.0
+    timed_queries: int = 0
 
     def __post_init__(self) -> None:
         """Check ranges and lengths."""
@@ -193,6 +199,14 @@ class CascadeConfig:
         require(
             len(self.thetas) in (0, max(0, len(self.tiers) - 1)),
             f"cascade.thetas: expected one for every tier but the last, got {len(self.thetas)} for {len(self.tiers)}",
+        )
+        for name in ("samples_temperature", "timed_queries"):
+            value = getattr(self, name)
+            require(value >= 0, f"cascade.{name}: expected >= 0, got {value:g}")
+        require(
+            self.samples_temperature == 0 or not self.tiers or self.tiers[0].kind == "ensemble",
+            f"cascade.samples_temperature={self.samples_temperature:g}: the first tier is samples of one member "
+            "already, expected 0 beside kind=self_consistency",
         )
         odd = [theta for theta in self.thetas if not 0 <= theta <= 1]
         require(not odd, f"cascade.thetas: expected in [0, 1], got {odd[:1]}")

@@ -11,7 +11,7 @@ from fedllm_flwr.tiers.endpoint import Endpoint
 from fedllm_flwr.tiers.loading import check_unseen, load_member, load_tier
 from fedllm_flwr.tiers.members import Computing, LocalMember, Reply
 from fedllm_flwr.tiers.packing import pack_tier, unpack_tier
-from fedllm_flwr.tiers.recorded import record_lines
+from fedllm_flwr.tiers.recorded import record_lines, timed_lines
 from fedllm_flwr.tiers.thresholds import calibrated_thetas, tier_histogram
 from fedllm_flwr.tiers.tier import Tier, is_right
 
@@ -32,6 +32,7 @@ __all__ = [
     "pack_tier",
     "record_lines",
     "tier_histogram",
+    "timed_lines",
     "unpack_adaptation",
     "unpack_tier",
 ]

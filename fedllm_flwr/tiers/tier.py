@@ -36,6 +36,16 @@ class Tier:
         read, written = (str(price) for price in (self.config.price_in, self.config.price_out))
         return Price(Fraction(read), Fraction(written))
 
+    @property
+    def asking(self) -> Asking:
+        """How each member is asked."""
+        return Asking(
+            samples=self.config.samples,
+            temperature=self.config.temperature,
+            max_new_tokens=self.config.max_new_tokens,
+            seed=derive_seed(self.seed, "cascade", self.config.name),
+        )
+
     def ask(self, task: Task, rows: Sequence[Row]) -> list[tuple[Reply, ...]]:
         """The answers of all members to each query.
 
@@ -50,13 +60,7 @@ class Tier:
             FedLLMError: See :meth:`fedllm_flwr.tiers.members.LocalMember.ask` and
                 :meth:`fedllm_flwr.tiers.endpoint.Endpoint.ask`.
         """
-        asking = Asking(
-            samples=self.config.samples,
-            temperature=self.config.temperature,
-            max_new_tokens=self.config.max_new_tokens,
-            seed=derive_seed(self.seed, "cascade", self.config.name),
-        )
-        by_member = [member.ask(task, rows, asking) for member in self.members]
+        by_member = [member.ask(task, rows, self.asking) for member in self.members]
         return [
             tuple(reply for own in replies for reply in own)
             for replies in zip(*by_member, strict=True)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedllm_flwr.cascade import TOKENS, Price, recording, replay
+from fedllm_flwr.cascade import TOKENS, Beside, Price, TierLoad, expected_cost, recording, replay
 from fedllm_flwr.errors import ConfigError
 
 Record = Callable[..., dict[str, Any]]
@@ -132,14 +132,85 @@ def test_every_threshold_equals_the_cascade_as_it_is_written_down(seed: int) -> 
         assert found["deferral_rate"] == (60 - answered["small"]) / 60
 
 
-def test_no_line_of_a_cascade_is_cheaper_than_its_first_tier() -> None:
-    rows = replayed(simulated(4, scores=True), PRICES)
-    first = only(rows, "always_first")["cost"]
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("free", [None, "small", "large"])
+def test_no_line_of_a_cascade_is_cheaper_than_its_first_tier(seed: int, free: str | None) -> None:
+    prices = {
+        tier: Price(Fraction(0), Fraction(0)) if tier == free else own
+        for tier, own in PRICES.items()
+    }
+    rows = replayed(simulated(seed, scores=True), prices)
+    first = only(rows, "always_first")
     for row in rows:
         if row.get("method") in ("cascade", "score_cascade", "random"):
-            assert row["cost"] >= first * (1 - 1e-12)
+            assert row["cost"] >= first["cost"] * (1 - 1e-12)
             assert row["cost"] == pytest.approx(sum(tier["cost"] for tier in row["tiers"]))
+            assert row["tiers"][0]["reached"] == row["queries"], "every query pays the first tier"
             assert row["parallel_cost_per_query"] <= row["cost_per_query"]
+            assert row["parallel_cost_per_query"] >= first["parallel_cost_per_query"] * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 1.0])
+def test_ratios_are_the_closed_form_where_every_call_reads_the_same(
+    record: Record, rho: float
+) -> None:
+    """k^ρ·γ + p with γ = 1/9, k = 3 and p = 0.3, from counted tokens."""
+    records = []
+    for query in range(40):
+        for place, member in enumerate("abc"):
+            said = "y" if query < 12 and place == 2 else "x"
+            records.append(record(f"q{query}", "small", member, said, said == "x"))
+        records.append(record(f"q{query}", "large", "L", "x", True))
+    read = recording(list(enumerate(records, start=1)), "answers.jsonl")
+    prices = {"small": Price(), "large": Price(Fraction(9), Fraction(9))}
+    rows = replay(read, prices, parallelism={"small": rho})
+    row = only(rows, "cascade", 1.0)
+    assert row["deferral_rate"] == 0.3
+    wanted = {r: expected_cost([TierLoad(1 / 9, 3, r), TierLoad(1.0)], [0.3]) for r in (rho, 1.0)}
+    assert row["parallel_cost_per_query_ratio"] == pytest.approx(wanted[rho])
+    assert row["cost_per_query_ratio"] == pytest.approx(wanted[1.0]) == pytest.approx(3 / 9 + 0.3)
+    assert only(rows, "always_last")["cost_per_query_ratio"] == 1
+
+
+def test_what_stands_beside_is_walked_like_the_cascade(record: Record) -> None:
+    """Samples that always agree defer nothing; a router that knows all is right wherever a tier is."""
+    records, samples, timed = [], [], []
+    for query in range(20):
+        name, right = f"q{query}", query % 2 == 0
+        for member in "ab":
+            said = "x" if right or member == "a" else "z"
+            records.append(
+                record(name, "small", member, "y" if said == "x" and not right else said, right)
+            )
+        records.append(record(name, "large", "L", "x", True))
+        samples += [record(name, "small", f"s{n}", "x" if right else "y", right) for n in range(2)]
+        for member in "ab":
+            timed.append(
+                record(name, "small", member, member if query % 2 else "x", right, seconds=1.0)
+            )
+        timed.append(record(name, "large", "L", "x", True, seconds=4.0))
+
+    def read(of: list[dict[str, Any]]) -> Any:
+        return recording(list(enumerate(of, start=1)), "x")
+
+    promised = np.array([1.0 if query % 2 == 0 else 0.0 for query in range(20)])
+    beside = Beside(read(samples), promised, read(timed))
+    main = read(records)
+    rows = replay(main, dict.fromkeys(main.tiers, TOKENS), thetas=(1.0,), beside=beside)
+    cascaded, routed = only(rows, "cascade", 1.0), only(rows, "router", 1.0)
+    assert cascaded["deferral_rate"] == routed["deferral_rate"] == 0.5
+    assert routed["accuracy"] == 1.0
+    assert routed["cost"] == 10 * 22 + 10 * 11 < cascaded["cost"] == 20 * 22 + 10 * 11
+    alone = only(rows, "self_consistency_cascade", 1.0)
+    assert (alone["deferral_rate"], alone["accuracy"]) == (0.0, 0.5)
+    assert only(rows, "self_consistency")["cost"] == 20 * 22
+    for method in ("cascade", "calibrated"):
+        row = [r for r in rows if r.get("method") == method][-1]
+        assert (row["p50_serial_seconds"], row["p99_serial_seconds"]) == (4.0, 6.0)
+        assert (row["p50_parallel_seconds"], row["p99_parallel_seconds"]) == (3.0, 5.0)
+    assert only(rows, "always_last")["p95_serial_seconds"] == 4.0
+    assert routed["p50_serial_seconds"] is None
+    assert len({tuple(row) for row in rows if row["table"] == "curve"}) == 1
 
 
 def test_baselines_defer_as_often_as_the_cascade_that_they_stand_beside() -> None:

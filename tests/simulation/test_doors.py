@@ -36,7 +36,7 @@ class Terminal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.mark = uuid.uuid4().hex
-        names = ("PATH", "HOME", "LANG", "TMPDIR")
+        names = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH")
         kept = {name: os.environ[name] for name in names if name in os.environ}
         self.environment = kept | {
             MARK: self.mark,
@@ -139,6 +139,46 @@ def test_personal_and_clustered_prompts_agree_with_loopback(
     assert len(multipliers[0]) == 4, "two groups after each of two rounds"
     kept = [p.relative_to(terminal.folder) for p in terminal.folder.glob("prompts/clients/*/*")]
     assert sorted(p.name for p in kept) == ["0", "1", "2", "3"], "a folder for each client"
+
+
+def test_a_cascade_at_the_clients_agrees_with_loopback(terminal: Terminal, tmp_path: Path) -> None:
+    """One command: calibration, then queries. The first tier is a run that is named by a relative path."""
+    out_dir = terminal.folder / "trained"
+    assert main([*EXPERIMENT, "num_rounds=1", "runtime.cohort_tokens=0", f"out_dir={out_dir}"]) == 0
+    cascade = [
+        "experiment=smoke", "action=query", "task.test_rows=24", "task.validation_rows=20",
+        "cascade.among=all", "cascade.risk=0.5", "cascade.confidence=0.5",
+        "runtime.dtype=float32", "cascade.tiers=[{name:small,members:[{run:trained}],kind:self_consistency,samples:3,"
+        "temperature:0.7},{name:large,members:[{model:tiny}]}]",
+    ]  # fmt: skip
+    absolute = [word.replace("run:trained", f"run:'{out_dir}'") for word in cascade]
+    assert main([*absolute, f"out_dir={tmp_path / 'loopback'}"]) == 0
+    ended = terminal.type("fedllm", *cascade, "runtime=simulation", "out_dir=run")
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    here, there = (RunDirectory.open(p) for p in (tmp_path / "loopback", terminal.folder / "run"))
+    own = there.summary()
+    assert json.loads(ended.stdout) == own
+    timed = (
+        "seconds",
+        "uplink_bytes",
+        "downlink_bytes",
+    )  # ids of nodes and of the run are longer under Flower
+    assert {k: v for k, v in own.items() if k not in timed} == {
+        k: v for k, v in here.summary().items() if k not in timed
+    }
+    assert 0 < own["deferral_rate"] < 1
+    assert (here.path / "thresholds.json").read_text() == (
+        there.path / "thresholds.json"
+    ).read_text()
+    one, other = (
+        {(r["message"], r["direction"]): (r["messages"], r["bytes"]) for r in run.records("bytes")}
+        for run in (here, there)
+    )
+    assert one.keys() == other.keys()
+    for key, (messages, count) in one.items():
+        assert other[key][0] == messages
+        assert other[key][1] == pytest.approx(count, abs=100 * messages), key
+    assert len(list(there.path.glob("clients/answers/*.jsonl"))) == 4
 
 
 @pytest.fixture
