@@ -133,6 +133,14 @@ _CLAUSE = re.compile(
     re.I,
 )
 """More than one plain clause, or a text that is one whole: what it asks for is not understood."""
+_PART_OF = re.compile(
+    r"\b(?:each|every|following|these|those)(?: of (?:the following|these|those))? (?:\w+ ){1,2}?(?:of|from) "
+    r"(?:this|that|the|a|an|my|our|your|his|her|their) (?!following\b)\w+",
+    re.I,
+)
+"""The parts are pieces of one thing: ``each scene of the play``."""
+_DEGREES = re.compile(r"\b(more|less|fewer|rather)\b|\b\w+er or \w+er\b", re.I)
+"""The parts are measured against each other."""
 _HARMLESS = re.compile(r"\b(the following|spelling|yes or no|from(?= each\b))\b", re.I)
 MAX_INSTRUCTION_WORDS = 16
 _DEFINITE = re.compile(r"\b(?:the|that) (?:\w+ )?(\w{4,})\b", re.I)
@@ -279,7 +287,9 @@ def _dependence(instruction: str, items: tuple[str, ...], category: Category) ->
     if len(instruction.split()) > MAX_INSTRUCTION_WORDS:
         return "the instruction is long"
     rest = _HARMLESS.sub("", _VERB.sub("", instruction, count=1))
-    for pattern in (_REFERENCE, _WHOLE, _CLAUSE):
+    if found := _PART_OF.search(instruction):
+        return f"the parts are pieces of one thing: {found[0]!r}"
+    for pattern in (_DEGREES, _REFERENCE, _WHOLE, _CLAUSE):
         if found := pattern.search(rest):
             return f"the instruction says {found[0]!r}"
     for item in items:

@@ -24,7 +24,17 @@ def test_no_dependent_prompt_that_the_rules_know_is_taken_apart() -> None:
 def test_of_hard_prompts_that_the_rules_were_not_made_for_few_are_taken_apart() -> None:
     """An honest figure: most of these hide the dependence in what they mean and not in a word."""
     assert len(SET["dependent_last"]) == 20
-    assert false_rate(SET["dependent_last"]) <= 0.2
+    assert false_rate(SET["dependent_last"]) <= 0.15
+
+
+def test_of_fresh_hard_prompts_a_third_is_taken_apart() -> None:
+    """The rate to expect where dependence is in the meaning: these were written when all rules were there."""
+    assert len(SET["dependent_fresh"]) == 20
+    assert false_rate(SET["dependent_fresh"]) <= 0.35
+    whole = [
+        e["prompt"] for e in SET["independent_fresh"] if isinstance(decompose(e["prompt"]), Serial)
+    ]
+    assert whole == []
 
 
 def test_independent_prompts_are_taken_apart_into_their_parts() -> None:
@@ -85,6 +95,8 @@ def test_the_schema_of_each_category(
         ("Übersetze jeden Satz:\n1. A.\n2. B.", "what is to be done is not known"),
         ("Define each term. Be funny overall:\n1. tin\n2. lead", "several sentences"),
         ("Define terms:\n1. tin\n2. lead", "nothing says that the parts are meant one by one"),
+        ("Define each part of the engine: piston, valve.", "pieces of one thing: 'each part of the engine'"),
+        ("Label each number as smaller or larger: 2, 7.", "the instruction says 'smaller or larger'"),
     ],
 )  # fmt: skip
 def test_a_prompt_that_stays_whole_says_why(prompt: str, reason: str) -> None:
