@@ -300,7 +300,7 @@ def _renderers(formats: Mapping[str, Render], name: str) -> list[Render]:
 
 def _serve_cascade(composed: Composed, overrides: Sequence[str]) -> int:
     """Answer HTTP requests with a chain of tiers, until told to stop."""
-    from fedllm_flwr.cascading import open_chain
+    from fedllm_flwr.cascading import check_votes, open_chain
     from fedllm_flwr.serving.chain_model import ChainModel
     from fedllm_flwr.serving.server import checked_token, serve
     from fedllm_flwr.tiers import Chain
@@ -313,6 +313,7 @@ def _serve_cascade(composed: Composed, overrides: Sequence[str]) -> int:
         raise ConfigError(
             "action=serve: expected cascade.thetas, one for each tier but the last; action=cascade finds them"
         )
+    check_votes(composed.cascade, "serve")
     config = _cascade_config(composed, overrides, "serving")
     token = checked_token(composed.serving)
     task, tiers = open_chain(config, composed.cascade)

@@ -20,6 +20,7 @@ from fedllm_flwr.cascade import (
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.runs.atomic import write_json, write_text
+from fedllm_flwr.semantic_chain import run_texts
 from fedllm_flwr.settings.cascade import CascadeConfig
 from fedllm_flwr.tasks.base import Row, Task
 from fedllm_flwr.tasks.catalog import load_task
@@ -66,6 +67,8 @@ def run_chain(config: RunConfig, cascade: CascadeConfig, note: Note) -> list[dic
             f"{folder}: holds answers already; replay={folder / ANSWERS}, or name another out_dir"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    if cascade.agreement != "vote":
+        return _tabled(run_texts(cascade, task, tiers, config.seed, folder, note), folder)
     thetas: tuple[float, ...] | None = cascade.thetas or None
     held_out = None
     if thetas is None and task.splits["validation"]:
@@ -81,6 +84,11 @@ def run_chain(config: RunConfig, cascade: CascadeConfig, note: Note) -> list[dic
         parallelism={tier.config.name: tier.config.rho for tier in tiers},
         beside=beside,
     )
+    return _tabled(rows, folder)
+
+
+def _tabled(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """The rows, kept in every format."""
     for name, render in FORMATS.items():
         write_text(folder / f"curve.{SUFFIXES[name]}", render(rows))
     return rows
@@ -110,6 +118,19 @@ def _beside(
         lines = timed_lines(tiers, task, rows[: cascade.timed_queries], note)
         timed = _kept(lines, folder / TIMED)
     return Beside(samples, promised, timed)
+
+
+def check_votes(cascade: CascadeConfig, action: str) -> None:
+    """Refuse a similarity where tiers vote.
+
+    Raises:
+        ConfigError: It is not ``vote``.
+    """
+    if cascade.agreement != "vote":
+        raise ConfigError(
+            f"cascade.agreement={cascade.agreement}: expected with action=cascade, where thresholds are looked at; "
+            f"action={action} takes votes"
+        )
 
 
 def open_chain(config: RunConfig, cascade: CascadeConfig) -> tuple[Task, tuple[Tier, ...]]:

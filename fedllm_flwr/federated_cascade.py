@@ -18,7 +18,13 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedllm_flwr import records
-from fedllm_flwr.cascading import THRESHOLDS, open_chain, plain_threshold, said_threshold
+from fedllm_flwr.cascading import (
+    THRESHOLDS,
+    check_votes,
+    open_chain,
+    plain_threshold,
+    said_threshold,
+)
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.core import only_writer, quiet_flower
 from fedllm_flwr.errors import ConfigError, FedLLMError
@@ -148,6 +154,7 @@ def _opened(
             f"action={action}, runtime=deployment and task={config.task.name}: the server answers what is deferred and "
             "cannot read the nodes' files, use a task of the catalog"
         )
+    check_votes(cascade, action)
     task, tiers = open_chain(config, cascade)
     pack_tier(tiers[0])
     if action == "query" and not cascade.thetas and len(tiers) > 2:

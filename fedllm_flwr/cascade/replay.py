@@ -27,6 +27,7 @@ from fedllm_flwr.cascade.curves import (
     oracle,
     random_deferral,
 )
+from fedllm_flwr.cascade.noninferiority import most_lost
 from fedllm_flwr.cascade.outcomes import TierOutcomes, tier_outcomes
 from fedllm_flwr.cascade.recording import Recording
 from fedllm_flwr.cascade.routing import routed
@@ -244,6 +245,7 @@ def _curve_row(line: Line, ends: np.ndarray, rho: Mapping[str, float]) -> Row:
         "accuracy": correct / queries,
         "accuracy_low": float(ends[0, 0]),
         "accuracy_high": float(ends[1, 0]),
+        "most_lost": most_lost(walk.correct(tiers), tiers[-1].correct),
         "deferral_rate": _deferred(line),
         "cost": _plain(total),
         "cost_per_query": _plain(total / queries),
@@ -273,6 +275,7 @@ def _random_row(like: Line, rho: Mapping[str, float]) -> Row:
         "accuracy": expected.accuracy,
         "accuracy_low": None,
         "accuracy_high": None,
+        "most_lost": None,
         "deferral_rate": _deferred(like),
         "cost": expected.cost * queries,
         "cost_per_query": expected.cost,

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from fedllm_flwr.cascade.curves import resampled
+from fedllm_flwr.cascade.quality import mean_by_level, quality_gain
 from fedllm_flwr.errors import ShapeError
 
 
@@ -114,7 +115,7 @@ def aurc(levels: np.ndarray, correct: np.ndarray) -> float:
         Geifman, Uziel and El-Yaniv 2019, Bias-reduced uncertainty estimation, section 2.
     """
     wrong = ~_checked(levels, correct)
-    errors = np.cumsum(_mean_by_level(-levels, wrong.astype(np.float64)))
+    errors = np.cumsum(mean_by_level(-levels, wrong.astype(np.float64)))
     return float(np.mean(errors / np.arange(1, wrong.size + 1)))
 
 
@@ -134,13 +135,7 @@ def deferral_gain(levels: np.ndarray, first: np.ndarray, last: np.ndarray) -> fl
     Raises:
         ShapeError: The shapes differ.
     """
-    right = _checked(levels, first)
-    gain = _checked(levels, last).astype(np.float64) - right
-    random = gain.mean() * np.arange(gain.size + 1)
-    perfect = np.cumsum([0.0, *np.sort(gain)[::-1]])
-    found = np.cumsum([0.0, *_mean_by_level(levels, gain)])
-    room = float(np.trapezoid(perfect - random))
-    return float(np.trapezoid(found - random)) / room if room > 1e-9 else math.nan
+    return quality_gain(levels, _checked(levels, first), _checked(levels, last))
 
 
 def error_correlation(correct: np.ndarray) -> np.ndarray:
@@ -175,14 +170,6 @@ def mean_error_correlation(correct: np.ndarray) -> float:
     pairs = table[np.triu_indices(len(table), 1)]
     known = pairs[~np.isnan(pairs)]
     return float(known.mean()) if known.size else math.nan
-
-
-def _mean_by_level(levels: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values in ascending order of levels; each is the mean of those of its level, [Q]."""
-    _, place, counts = np.unique(levels, return_inverse=True, return_counts=True)
-    means = np.bincount(place, weights=values) / counts
-    found: np.ndarray = np.repeat(means, counts)
-    return found
 
 
 def _checked(levels: np.ndarray, correct: np.ndarray) -> np.ndarray:

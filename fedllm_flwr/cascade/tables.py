@@ -10,13 +10,14 @@ Row = Mapping[str, Any]
 TITLES = {
     "curve": "Accuracy and cost over the threshold, and what to beat",
     "signals": "Whether agreement tells right from wrong",
+    "contradictions": "What a similarity takes for agreement, at thresholds that accept so many queries",
 }
 """The tables in order."""
 MARKDOWN_LEAVES_OUT = ("table", "queries", "input_tokens", "output_tokens")
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """Both tables for reading, figures with four digits; columns without a value are left out."""
+    """The tables for reading, figures with four digits; columns without a value are left out."""
     return "\n".join(
         f"## {TITLES[name]}\n\n{_grid(_flat_table(rows, name))}"
         for name in TITLES
@@ -25,7 +26,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Both tables, a header before each and an empty line between them; figures of a tier have its name in front."""
+    """The tables, a header before each and an empty line between them; figures of a tier have its name in front."""
     blocks = []
     for name in TITLES:
         flat = _flat_table(rows, name)

@@ -214,8 +214,10 @@ class Generator:
         growing = [row for own in rows for row in own]
         while True:
             tokens = choose([row.chooser for row in growing], logits)
-            for row, token in zip(growing, tokens, strict=True):
-                row.take(token)
+            for row, token, own in zip(
+                growing, tokens, _log_probabilities(growing, logits, tokens), strict=True
+            ):
+                row.take(token, own)
             kept = [k for k, row in enumerate(growing) if row.finish is None]
             if not kept:
                 return
@@ -244,6 +246,15 @@ class Generator:
             ids[k, longest - len(own) :] = own
             mask[k, longest - len(own) :] = 1
         return state, state.step(ids, mask)
+
+
+def _log_probabilities(rows: Sequence[Row], logits: Tensor, tokens: Sequence[int]) -> list[float]:
+    """Of each row's token, in nats; zeros where no row wants them."""
+    if not any(row.scored for row in rows):
+        return [0.0] * len(rows)
+    chosen = logits[torch.arange(len(rows)), torch.tensor(tokens)]
+    found: list[float] = (chosen - logits.logsumexp(dim=1)).tolist()
+    return found
 
 
 def common_length(prompts: Sequence[tuple[int, ...]]) -> int:

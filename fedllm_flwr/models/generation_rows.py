@@ -24,12 +24,15 @@ class Sample:
         finish: ``stop``: the model ended it or wrote a stop text; ``length``: it has ``max_new_tokens``;
             ``cancelled``: the listener gave it up.
         output_tokens: Tokens that were computed, with the one that ended it.
+        log_probability: Of these tokens together, in nats, at temperature 1 and over the whole vocabulary; None unless
+            it was asked for.
     """
 
     token_ids: tuple[int, ...]
     text: str
     finish: Finish
     output_tokens: int
+    log_probability: float | None = None
 
 
 class Row:
@@ -58,10 +61,22 @@ class Row:
         self._stop_ids, self._listener = stop_ids, listener
         self._tokens: list[int] = []
         self._computed = 0
+        self._log_probability = 0.0
 
-    def take(self, token: int) -> None:
-        """Add a token, and end the answer if it is the last one."""
+    @property
+    def scored(self) -> bool:
+        """Whether log-probabilities are wanted."""
+        return self._sampling.scored
+
+    def take(self, token: int, log_probability: float = 0.0) -> None:
+        """Add a token, and end the answer if it is the last one.
+
+        Args:
+            token: The token.
+            log_probability: Its own, in nats.
+        """
         self._computed += 1
+        self._log_probability += log_probability
         if token in self._stop_ids:
             self.finish = "stop"
         else:
@@ -77,7 +92,13 @@ class Row:
 
     def sample(self) -> Sample:
         """The answer; cancelled if it has not ended."""
-        return Sample(tuple(self._tokens), self._text(), self.finish or "cancelled", self._computed)
+        return Sample(
+            tuple(self._tokens),
+            self._text(),
+            self.finish or "cancelled",
+            self._computed,
+            self._log_probability if self.scored else None,
+        )
 
     def _text(self) -> str:
         text = self._decoded()

@@ -27,6 +27,7 @@ class Sampling:
         top_p: Probability of the nucleus, in (0, 1]: only the fewest most probable tokens that reach it are drawn.
         seeds: One for each answer. An answer depends on its own seed and on nothing else that is drawn.
         stop: Texts that end an answer and are cut off from it.
+        scored: Whether the log-probability of each answer is wanted; it costs a pass over the logits of each token.
 
     Raises:
         ConfigError: A value is out of range.
@@ -40,6 +41,7 @@ class Sampling:
     top_p: float = 1.0
     seeds: tuple[int, ...] = (0,)
     stop: tuple[str, ...] = ()
+    scored: bool = False
 
     def __post_init__(self) -> None:
         checks = (

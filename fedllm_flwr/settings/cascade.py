@@ -21,6 +21,7 @@ class MemberConfig:
     local folder, which runs do not keep). ``model`` (with ``hub_id`` and ``revision``,
     or ``path``): a model of the catalog as it is. ``base_url``: a server with OpenAI's interface, where ``model`` is
     the name that it knows the model by, and ``key_variable`` the environment variable that holds the key.
+    ``template``: which of the task's questions is asked, empty = ``task.template``; runs ask their own.
     """
 
     name: str = ""
@@ -31,12 +32,13 @@ class MemberConfig:
     path: str = ""
     base_url: str = ""
     key_variable: str = ""
+    template: str = ""
 
     def __post_init__(self) -> None:
         """Check that it is one of the three, with no setting of another."""
         others = ("hub_id", "revision")
         if self.run:
-            self._has_no("run", "model", "base_url", "key_variable", *others)
+            self._has_no("run", "model", "base_url", "key_variable", "template", *others)
         elif self.base_url:
             self._has_no("base_url", *others, "path")
             require(
@@ -171,6 +173,8 @@ class CascadeConfig:
     ``thetas``: from which agreement on each tier but the last answers; empty = chosen on validation rows for
     ``risk``, the share of wrong answers among those that a tier gives, which holds with ``confidence``.
 
+    ``agreement``: how free texts are compared where a task has no labels, by votes for equal texts or by similarity.
+
     ``samples_temperature`` and ``timed_queries`` are read by ``action=cascade``: as many samples of the first tier's
     first member as it has members stand beside it, at that temperature (0 = none); and so many test queries are asked
     one by one, for their times (0 = none).
@@ -182,6 +186,7 @@ class CascadeConfig:
     risk: float = 0.05
     confidence: float = 0.95
     among: Literal["accepted", "all"] = "accepted"
+    agreement: Literal["vote", "minilm", "rouge_l"] = "vote"
     samples_temperature: float = 0.0
     timed_queries: int = 0
 

@@ -25,6 +25,7 @@ VALIDATION_FRACTION = 1 / 9  # of what the test rows leave: a tenth of the whole
 TEMPLATES = (
     Template("headline", "Write a headline for this news article.\n\n{text}", chat=True),
     Template("plain", "{text}\n\nHeadline:"),
+    Template("title", "Article: {text}\n\nThe title of this article is:"),
 )
 
 

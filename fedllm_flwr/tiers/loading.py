@@ -54,9 +54,16 @@ def load_member(
         computing: Where it computes.
     """
     if config.base_url:
-        return Endpoint(name, config.base_url, config.model, config.key_variable, task.template)
+        return Endpoint(
+            name,
+            config.base_url,
+            config.model,
+            config.key_variable,
+            config.template or task.template,
+        )
     if not config.run:
-        return LocalMember(name, config.ref(), task.template, task.max_tokens, computing=computing)
+        template = config.template or task.template
+        return LocalMember(name, config.ref(), template, task.max_tokens, computing=computing)
     directory = RunDirectory.open(config.run)
     run = run_config(directory.manifest["config"])
     if run.task.name != task.name:

@@ -16,7 +16,7 @@ from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.models import backbone as backbones
 from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.models.catalog import ModelRef
-from fedllm_flwr.models.generation import Adaptation, Generator, Query, Sampling
+from fedllm_flwr.models.generation import Adaptation, Generator, Query, Sample, Sampling
 from fedllm_flwr.models.peft_prompts import PeftPromptSpec
 from fedllm_flwr.prompts import PromptSpec
 from fedllm_flwr.seeding import derive_seed, numpy_generator
@@ -34,7 +34,8 @@ class Reply:
         text: The label's word, or free text; None if nothing could be parsed.
         input_tokens: Read for it, soft tokens included; 0 for further samples of one prompt, which is read once.
         output_tokens: Written for it; a scored label counts 1.
-        score: Probability of the label among all labels; None for free text and for endpoints.
+        score: Probability of the label among all labels; of free text the geometric mean of its tokens' probabilities;
+            None for endpoints.
     """
 
     text: str | None
@@ -190,6 +191,7 @@ class LocalMember:
                     max_new_tokens=asking.max_new_tokens,
                     temperature=asking.temperature,
                     seeds=asking.seeds(row),
+                    scored=True,
                 ),
             )
             for row, text in zip(rows, prompt.text_tokens([row.text for row in rows]), strict=True)
@@ -200,11 +202,24 @@ class LocalMember:
                     sample.text.strip() or None,
                     0 if number else answer.input_tokens + self.soft_tokens,
                     sample.output_tokens,
+                    mean_probability(sample),
                 )
                 for number, sample in enumerate(answer.samples)
             )
             for answer in Generator(backbone, added).generate(queries)
         ]
+
+
+def mean_probability(sample: Sample) -> float | None:
+    """The geometric mean of the probabilities of a text's tokens, its end included; None where they are not known.
+
+    Source:
+        Length-normalised sequence probability: Malinin and Gales 2021, Uncertainty estimation in autoregressive
+        structured prediction, equation 9.
+    """
+    if sample.log_probability is None or not sample.output_tokens:
+        return None
+    return min(1.0, float(np.exp(sample.log_probability / sample.output_tokens)))
 
 
 def chosen_labels(log_probabilities: np.ndarray, asking: Asking, row: Row) -> list[int]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedllm_flwr.cascade import TOKENS, Beside, Price, TierLoad, expected_cost, recording, replay
+from fedllm_flwr.cascade.noninferiority import most_lost
 from fedllm_flwr.errors import ConfigError
 
 Record = Callable[..., dict[str, Any]]
@@ -169,6 +170,10 @@ def test_ratios_are_the_closed_form_where_every_call_reads_the_same(
     wanted = {r: expected_cost([TierLoad(1 / 9, 3, r), TierLoad(1.0)], [0.3]) for r in (rho, 1.0)}
     assert row["parallel_cost_per_query_ratio"] == pytest.approx(wanted[rho])
     assert row["cost_per_query_ratio"] == pytest.approx(wanted[1.0]) == pytest.approx(3 / 9 + 0.3)
+    alike = np.ones(40, dtype=bool)
+    assert row["most_lost"] == most_lost(alike, alike) > 0, (
+        "all right, as the last tier, on 40 queries"
+    )
     assert only(rows, "always_last")["cost_per_query_ratio"] == 1
 
 

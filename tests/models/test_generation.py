@@ -65,6 +65,21 @@ def test_greedy_answers_in_a_batch_are_those_of_the_plain_model(
     assert [own.input_tokens for own in found] == [len(prompt) for prompt in PROMPTS]
 
 
+@torch.no_grad()
+def test_log_probabilities_are_the_plain_models(tiny: Backbone) -> None:
+    """Of all tokens, also the drawn ones, at temperature 1; None where nobody asks."""
+    generator = Generator(tiny, stop_ids=frozenset())
+    asked = [replace(q, sampling=replace(q.sampling, scored=True)) for q in (*GREEDY, *WARM)]
+    for query, own in zip(asked, generator.generate(asked), strict=True):
+        for sample in own.samples:
+            whole = torch.tensor([[*query.token_ids, *sample.token_ids]])
+            log = torch.log_softmax(tiny.model(whole).logits[0].float(), dim=-1)
+            start = len(query.token_ids)
+            wanted = sum(float(log[start + k - 1, t]) for k, t in enumerate(sample.token_ids))
+            assert sample.log_probability == pytest.approx(wanted, abs=1e-3)
+    assert generator.generate(GREEDY[:1])[0].samples[0].log_probability is None
+
+
 def test_samples_depend_on_their_seed_and_not_on_the_batch(tiny: Backbone) -> None:
     generator = Generator(tiny, stop_ids=frozenset())
     together = tokens_of(generator.generate([*GREEDY, *WARM]))[len(GREEDY) :]
