@@ -17,8 +17,10 @@ from fedllm_flwr.cascade import (
     replay,
     tier_outcomes,
 )
+from fedllm_flwr.cascade.curves import cascade as walked
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.next_words import arrival_rows, batch_costs, word_rows
 from fedllm_flwr.runs.atomic import write_json, write_text
 from fedllm_flwr.semantic_chain import run_texts
 from fedllm_flwr.settings.cascade import CascadeConfig
@@ -84,7 +86,27 @@ def run_chain(config: RunConfig, cascade: CascadeConfig, note: Note) -> list[dic
         parallelism={tier.config.name: tier.config.rho for tier in tiers},
         beside=beside,
     )
+    if task.one_word:
+        rows += word_rows(tiers, task, task.splits["test"], note)
+    if cascade.arrivals_per_second:
+        rows += _arrivals(tiers, task, cascade, record, thetas, config.seed)
     return _tabled(rows, folder)
+
+
+def _arrivals(
+    tiers: Sequence[Tier],
+    task: Task,
+    cascade: CascadeConfig,
+    record: Recording,
+    thetas: tuple[float, ...] | None,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Random arrivals at the chain: by its thresholds, or where there are none, by agreement of all members."""
+    voted = [tier_outcomes(rows, TOKENS) for rows in record.tiers.values()]
+    walk = walked(voted, thetas or (1.0,) * (len(tiers) - 1))
+    rows = task.splits["test"]
+    costs = [batch_costs(tier, task, rows) for tier in (tiers[0], tiers[-1])]
+    return arrival_rows(walk, *costs, cascade.arrivals_per_second, seed)
 
 
 def _tabled(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ Row = Mapping[str, Any]
 TITLES = {
     "curve": "Accuracy and cost over the threshold, and what to beat",
     "signals": "Whether agreement tells right from wrong",
+    "words": "The next word among one and three suggestions, by group",
+    "arrivals": "Seconds of queries that arrive at random",
     "contradictions": "What a similarity takes for agreement, at thresholds that accept so many queries",
 }
 """The tables in order."""

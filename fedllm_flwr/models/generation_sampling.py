@@ -27,6 +27,7 @@ class Sampling:
         top_p: Probability of the nucleus, in (0, 1]: only the fewest most probable tokens that reach it are drawn.
         seeds: One for each answer. An answer depends on its own seed and on nothing else that is drawn.
         stop: Texts that end an answer and are cut off from it.
+        first_rank: Which token the answer begins with: 0 as is drawn, 1 the second most probable one, and so on.
         scored: Whether the log-probability of each answer is wanted; it costs a pass over the logits of each token.
 
     Raises:
@@ -42,6 +43,7 @@ class Sampling:
     seeds: tuple[int, ...] = (0,)
     stop: tuple[str, ...] = ()
     scored: bool = False
+    first_rank: int = 0
 
     def __post_init__(self) -> None:
         checks = (
@@ -50,6 +52,7 @@ class Sampling:
             ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
             ("seeds", "at least one", bool(self.seeds)),
             ("stop", "texts that are not empty", all(self.stop)),
+            ("first_rank", ">= 0", self.first_rank >= 0),
         )
         for name, wanted, holds in checks:
             if not holds:
@@ -69,14 +72,18 @@ class Chooser:
     def __init__(self, sampling: Sampling, seed: int) -> None:
         self._sampling = sampling
         self._draws: np.random.Generator = numpy_generator(seed, "tokens")
+        self._rank = sampling.first_rank
 
     @property
     def takes_best(self) -> bool:
-        """Whether nothing is drawn."""
-        return self._sampling.temperature == 0
+        """Whether the most probable token is next."""
+        return self._sampling.temperature == 0 and not self._rank
 
     def choose(self, logits: Tensor) -> int:
-        """Draw the next token from its logits [V]."""
+        """Draw the next token from its logits [V], or take the first one of its rank."""
+        if self._rank:
+            rank, self._rank = self._rank, 0
+            return int(logits.topk(rank + 1).indices[rank])
         # a temperature near zero, which float32 cannot hold, leaves the best token and no infinity
         temperature = max(self._sampling.temperature, torch.finfo(torch.float32).tiny)
         probabilities = torch.softmax((logits - logits.max()) / temperature, dim=-1)

@@ -21,6 +21,7 @@ class MemberConfig:
     local folder, which runs do not keep). ``model`` (with ``hub_id`` and ``revision``,
     or ``path``): a model of the catalog as it is. ``base_url``: a server with OpenAI's interface, where ``model`` is
     the name that it knows the model by, and ``key_variable`` the environment variable that holds the key.
+    ``clusters``: of a run with prompts of clusters, each row is asked with that of its group.
     ``template``: which of the task's questions is asked, empty = ``task.template``; runs ask their own.
     """
 
@@ -33,6 +34,7 @@ class MemberConfig:
     base_url: str = ""
     key_variable: str = ""
     template: str = ""
+    clusters: bool = False
 
     def __post_init__(self) -> None:
         """Check that it is one of the three, with no setting of another."""
@@ -40,7 +42,7 @@ class MemberConfig:
         if self.run:
             self._has_no("run", "model", "base_url", "key_variable", "template", *others)
         elif self.base_url:
-            self._has_no("base_url", *others, "path")
+            self._has_no("base_url", *others, "path", "clusters")
             require(
                 bool(self.model),
                 f"cascade member base_url={self.base_url}: expected the name of its model, got none",
@@ -54,7 +56,7 @@ class MemberConfig:
                 "cascade member key_variable: expected the name of an environment variable, not a key",
             )
         else:
-            self._has_no("model", "key_variable")
+            self._has_no("model", "key_variable", "clusters")
             require(
                 self.model in MODELS,
                 f"cascade member: expected run, base_url, or model as one of {', '.join(MODELS)}, got {self.model!r}",
@@ -177,7 +179,8 @@ class CascadeConfig:
 
     ``samples_temperature`` and ``timed_queries`` are read by ``action=cascade``: as many samples of the first tier's
     first member as it has members stand beside it, at that temperature (0 = none); and so many test queries are asked
-    one by one, for their times (0 = none).
+    one by one, for their times (0 = none). ``arrivals_per_second`` is too: queries arrive at random in virtual time,
+    the first tier is at the devices and the last one, of two, behind a queue (0 = no arrivals).
     """
 
     name: str
@@ -189,6 +192,7 @@ class CascadeConfig:
     agreement: Literal["vote", "minilm", "rouge_l"] = "vote"
     samples_temperature: float = 0.0
     timed_queries: int = 0
+    arrivals_per_second: float = 0.0
 
     def __post_init__(self) -> None:
         """Check ranges and lengths."""
@@ -205,13 +209,18 @@ class CascadeConfig:
             len(self.thetas) in (0, max(0, len(self.tiers) - 1)),
             f"cascade.thetas: expected one for every tier but the last, got {len(self.thetas)} for {len(self.tiers)}",
         )
-        for name in ("samples_temperature", "timed_queries"):
+        for name in ("samples_temperature", "timed_queries", "arrivals_per_second"):
             value = getattr(self, name)
             require(value >= 0, f"cascade.{name}: expected >= 0, got {value:g}")
         require(
             self.samples_temperature == 0 or not self.tiers or self.tiers[0].kind == "ensemble",
             f"cascade.samples_temperature={self.samples_temperature:g}: the first tier is samples of one member "
             "already, expected 0 beside kind=self_consistency",
+        )
+        require(
+            self.arrivals_per_second == 0 or len(self.tiers) == 2,
+            f"cascade.arrivals_per_second={self.arrivals_per_second:g}: expected two tiers, devices and a server, got "
+            f"{len(self.tiers)}",
         )
         odd = [theta for theta in self.thetas if not 0 <= theta <= 1]
         require(not odd, f"cascade.thetas: expected in [0, 1], got {odd[:1]}")

@@ -149,6 +149,7 @@ class Task:
         series_width: Values of a step where a row's text is a numeric series; 0 = text.
         probes: Other ways to ask for what training rows teach, if the task has any.
         canaries: Secrets that one client gets beside its own rows, when rows are dealt; None = none.
+        one_word: Whether a target is one word, so that of what a model writes the first word counts.
     """
 
     name: str
@@ -161,6 +162,7 @@ class Task:
     series_width: int = 0
     probes: tuple[Probe, ...] = ()
     canaries: Canaries | None = None
+    one_word: bool = False
 
     def template(self, name: str) -> Template:
         """The template of that name; the empty name is the default.

@@ -15,8 +15,9 @@ from fedllm_flwr.settings.methods import FedPromptConfig, FedResPromptConfig
 from fedllm_flwr.tasks.base import Row
 from fedllm_flwr.tasks.catalog import load_task
 from fedllm_flwr.tiers.endpoint import Endpoint
+from fedllm_flwr.tiers.grouped import GroupedMember
 from fedllm_flwr.tiers.members import Computing, LocalMember
-from fedllm_flwr.tiers.tier import Tier
+from fedllm_flwr.tiers.tier import Member, Tier
 
 
 def load_tier(config: TierConfig, task: TaskConfig, computing: Computing, seed: int) -> Tier:
@@ -42,9 +43,7 @@ def load_tier(config: TierConfig, task: TaskConfig, computing: Computing, seed: 
     return Tier(config, members, seed)
 
 
-def load_member(
-    config: MemberConfig, name: str, task: TaskConfig, computing: Computing
-) -> LocalMember | Endpoint:
+def load_member(config: MemberConfig, name: str, task: TaskConfig, computing: Computing) -> Member:
     """One member; see :func:`load_tier`.
 
     Args:
@@ -81,8 +80,9 @@ def load_member(
         )
     ref = run.model.ref(config.path)
     asked = {"template": run.task.template, "max_tokens": run.task.max_tokens}
-    if isinstance(run.method, FedPromptConfig):
-        prompt = import_prompt(folder)
+
+    def prompted(place: Path) -> LocalMember:
+        prompt = import_prompt(place)
         return LocalMember(
             name,
             ref,
@@ -92,6 +92,17 @@ def load_member(
             fixed_ids=prompt.fixed_ids,
             computing=computing,
         )
+
+    if config.clusters:
+        places = sorted((folder / "clusters").glob("*/adapter_config.json"))
+        if not places:
+            raise ConfigError(
+                f"{config.run}: clusters=true: expected a run with method.cluster_length above 0, found no prompts of "
+                "clusters"
+            )
+        return GroupedMember(name, {own.parent.name: prompted(own.parent) for own in places})
+    if isinstance(run.method, FedPromptConfig):
+        return prompted(folder)
     _, factors = import_peft(folder)
     delta = {layer: product_of(values) for layer, values in factors.items()}
     return LocalMember(name, ref, **asked, delta=delta, computing=computing)  # type: ignore[arg-type]

@@ -53,12 +53,14 @@ class Asking:
         temperature: Of the samples; 0 takes the most probable answer.
         max_new_tokens: Longest free text.
         seed: Of the samples; with the row's name it decides each of them, whatever else is asked.
+        first_rank: Of free text, which token it begins with: 1 the second most probable one, and so on.
     """
 
     samples: int = 1
     temperature: float = 0.0
     max_new_tokens: int = 16
     seed: int = 0
+    first_rank: int = 0
 
     def seeds(self, row: Row) -> tuple[int, ...]:
         """Of a row's samples."""
@@ -192,6 +194,7 @@ class LocalMember:
                     temperature=asking.temperature,
                     seeds=asking.seeds(row),
                     scored=True,
+                    first_rank=asking.first_rank,
                 ),
             )
             for row, text in zip(rows, prompt.text_tokens([row.text for row in rows]), strict=True)
@@ -199,7 +202,7 @@ class LocalMember:
         return [
             tuple(
                 Reply(
-                    sample.text.strip() or None,
+                    said(sample.text, task),
                     0 if number else answer.input_tokens + self.soft_tokens,
                     sample.output_tokens,
                     mean_probability(sample),
@@ -208,6 +211,11 @@ class LocalMember:
             )
             for answer in Generator(backbone, added).generate(queries)
         ]
+
+
+def said(text: str, task: Task) -> str | None:
+    """What of a written text is the answer: its first word where the task asks for one, else all; None if nothing."""
+    return (text.split() or [None])[0] if task.one_word else text.strip() or None
 
 
 def mean_probability(sample: Sample) -> float | None:

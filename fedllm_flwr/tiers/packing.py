@@ -17,6 +17,7 @@ from fedllm_flwr.models.generation import Adaptation
 from fedllm_flwr.settings.cascade import TierConfig
 from fedllm_flwr.settings.tree import from_tree
 from fedllm_flwr.tiers.adapted import pack_adaptation, unpack_adaptation
+from fedllm_flwr.tiers.endpoint import Endpoint
 from fedllm_flwr.tiers.members import Computing, LocalMember
 from fedllm_flwr.tiers.tier import Tier
 
@@ -34,7 +35,8 @@ def pack_tier(tier: Tier) -> Packed:
         if not isinstance(member, LocalMember):
             raise ConfigError(
                 f"cascade tier {tier.config.name!r}: the first tier answers at the clients, expected models that "
-                f"compute there, got the endpoint {member.name}"
+                f"compute there under one prompt, got the "
+                f"{'endpoint' if isinstance(member, Endpoint) else 'clusters of'} {member.name}"
             )
         facts, values = _pack(member)
         members.append(facts)

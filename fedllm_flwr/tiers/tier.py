@@ -13,7 +13,10 @@ from fedllm_flwr.seeding import derive_seed
 from fedllm_flwr.settings.cascade import TierConfig
 from fedllm_flwr.tasks.base import Row, Task
 from fedllm_flwr.tiers.endpoint import Endpoint
+from fedllm_flwr.tiers.grouped import GroupedMember
 from fedllm_flwr.tiers.members import Asking, LocalMember, Reply
+
+Member = LocalMember | GroupedMember | Endpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +30,7 @@ class Tier:
     """
 
     config: TierConfig
-    members: tuple[LocalMember | Endpoint, ...]
+    members: tuple[Member, ...]
     seed: int = 0
 
     @property

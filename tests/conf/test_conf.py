@@ -41,6 +41,7 @@ NEEDED = {
         "runtime=deployment",
     ],
     ("task", "headlines"): ["partition=iid"],
+    ("task", "keyboard"): ["partition=iid"],
     ("task", "author_facts"): ["partition=natural", "partition.num_clients=8"],
     ("task", "csv"): ["task.loss=labels"],
     ("method", "fedprompt"): ["strategy=prompt_mean"],
@@ -54,6 +55,8 @@ NEEDED = {
     ("privacy", "central"): ["strategy.weighting=uniform"],
     ("privacy", "sample"): ["client.clip_norm=0"],
     ("cascade", "prompt_lora"): ["action=cascade", "cascade.tiers.0.rho=0.5"],
+    ("cascade", "headlines"): ["action=cascade"],
+    ("cascade", "keyboard"): ["action=cascade"],
     ("robust", "norm_bound"): ["strategy.weighting=uniform"],
     ("robust", "median"): ["strategy.weighting=uniform"],
     ("robust", "trimmed_mean"): ["strategy.weighting=uniform"],
@@ -116,7 +119,7 @@ def test_together_the_leaves_of_a_group_offer_every_field(group: str) -> None:
 @pytest.mark.parametrize("leaf", LEAVES, ids=name_of)
 def test_a_leaf_composes_and_types(leaf: Path) -> None:
     group, name = leaf.parent.name, leaf.stem
-    loss = "vocabulary" if name in ("headlines", "author_facts") else "labels"
+    loss = "vocabulary" if name in ("headlines", "author_facts", "keyboard") else "labels"
     extra = [f"task.loss={loss}"] if group == "task" else []
     wanted = [f"{group}={name}", *extra, *NEEDED.get((group, name), [])]
     if (group, name) == ("runtime", "deployment"):

@@ -80,6 +80,17 @@ def test_log_probabilities_are_the_plain_models(tiny: Backbone) -> None:
     assert generator.generate(GREEDY[:1])[0].samples[0].log_probability is None
 
 
+@torch.no_grad()
+def test_an_answer_may_begin_with_the_token_of_a_rank(tiny: Backbone) -> None:
+    """And goes on greedily; rank 0 is the greedy answer itself."""
+    generator = Generator(tiny, stop_ids=frozenset())
+    logits = tiny.model(torch.tensor([PROMPTS[0]])).logits[0, -1]
+    for rank, token in enumerate(logits.topk(3).indices.tolist()):
+        asked = Query(PROMPTS[0], Sampling(5, first_rank=rank))
+        (sample,) = generator.generate([asked, *GREEDY])[0].samples
+        assert sample.token_ids == (token, *by_hand(tiny, (*PROMPTS[0], token), 4))
+
+
 def test_samples_depend_on_their_seed_and_not_on_the_batch(tiny: Backbone) -> None:
     generator = Generator(tiny, stop_ids=frozenset())
     together = tokens_of(generator.generate([*GREEDY, *WARM]))[len(GREEDY) :]

@@ -7,7 +7,7 @@ from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.tasks.base import TaskOptions
 from fedllm_flwr.tasks.catalog import TASKS, check_options, load_task
 
-REAL = ("r8_topics", "vader_sentiment", "spurious_sentiment", "intents", "headlines")
+REAL = ("r8_topics", "vader_sentiment", "spurious_sentiment", "intents", "headlines", "keyboard")
 
 
 def test_the_table_is_closed_and_an_unknown_name_lists_it():
