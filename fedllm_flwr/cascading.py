@@ -105,8 +105,8 @@ def _arrivals(
     voted = [tier_outcomes(rows, TOKENS) for rows in record.tiers.values()]
     walk = walked(voted, thetas or (1.0,) * (len(tiers) - 1))
     rows = task.splits["test"]
-    costs = [batch_costs(tier, task, rows) for tier in (tiers[0], tiers[-1])]
-    return arrival_rows(walk, *costs, cascade.arrivals_per_second, seed)
+    first, last = (batch_costs(tier, task, rows) for tier in (tiers[0], tiers[-1]))
+    return arrival_rows(walk, first, last, cascade.arrivals_per_second, seed)
 
 
 def _tabled(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
@@ -143,11 +143,17 @@ def _beside(
 
 
 def check_votes(cascade: CascadeConfig, action: str) -> None:
-    """Refuse a similarity where tiers vote.
+    """Refuse what needs the rows of a task: a similarity to look at, and prompts that are chosen by a row's group.
 
     Raises:
-        ConfigError: It is not ``vote``.
+        ConfigError: The agreement is not ``vote``, or a member has prompts of clusters.
     """
+    chosen = [member.run for tier in cascade.tiers for member in tier.members if member.clusters]
+    if chosen:
+        raise ConfigError(
+            f"cascade member {chosen[0]} with clusters=true: expected with action=cascade, whose rows have groups; "
+            f"queries of action={action} have none"
+        )
     if cascade.agreement != "vote":
         raise ConfigError(
             f"cascade.agreement={cascade.agreement}: expected with action=cascade, where thresholds are looked at; "

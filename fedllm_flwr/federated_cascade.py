@@ -136,12 +136,10 @@ def tiers_override(cascade: CascadeConfig) -> str:
     """The tiers as a Hydra override that means the same from any folder: paths are absolute."""
     tiers = []
     for tier in cascade.tiers:
-        members = [
-            replace(member, **{name: str(Path(getattr(member, name)).absolute())
-                               for name in ("run", "path") if getattr(member, name)})
-            for member in tier.members
-        ]  # fmt: skip
-        tiers.append(asdict(replace(tier, members=tuple(members))))
+        members = tuple(
+            replace(own, run=_absolute(own.run), path=_absolute(own.path)) for own in tier.members
+        )
+        tiers.append(asdict(replace(tier, members=members)))
     return f"cascade.tiers={_hydra_value(tiers)}"
 
 
@@ -250,6 +248,10 @@ def _manifest(config: RunConfig, cascade: CascadeConfig, action: str) -> Mapping
     }
 
 
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute()) if path else ""
+
+
 def _hydra_value(value: Any) -> str:
     """A value in the grammar of Hydra's overrides, whose keys are not quoted."""
     if isinstance(value, dict):
@@ -259,4 +261,4 @@ def _hydra_value(value: Any) -> str:
     if isinstance(value, str):
         escaped = value.replace("'", "\\'")
         return f"'{escaped}'"
-    return repr(value)
+    return str(value).lower() if isinstance(value, bool) else repr(value)

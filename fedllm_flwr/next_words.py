@@ -12,7 +12,9 @@ from fedllm_flwr.cascade.curves import Walk
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.seeding import numpy_generator
 from fedllm_flwr.tasks.base import Row, Task
-from fedllm_flwr.tiers import Endpoint, Tier, is_right
+from fedllm_flwr.tiers import Endpoint, LocalMember, Tier, is_right
+from fedllm_flwr.tiers.grouped import GroupedMember
+from fedllm_flwr.tiers.members import Asking
 from fedllm_flwr.tiers.recorded import QUERIES_AT_ONCE
 
 SUGGESTIONS = 3
@@ -25,7 +27,7 @@ REQUESTS = 2000
 def word_rows(
     tiers: Sequence[Tier], task: Task, rows: Sequence[Row], note: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """How often the next word is the first, or among the first three, suggestions of each tier's first member.
+    """How often the next word is the first, or among the first three, suggestions of each member of each tier.
 
     The suggestions are the words that greedy decoding makes of the three most probable first tokens. Two of them may be
     the same word.
@@ -37,42 +39,57 @@ def word_rows(
         note: Told how far it is.
 
     Returns:
-        Rows of the table ``words``: by tier, for each group and for all rows.
+        Rows of the table ``words``: by tier and member, for each group and for all rows.
 
     Raises:
-        ConfigError: A tier's first member is an endpoint: it gives no second guess.
+        ConfigError: A member is an endpoint: it gives no second guess.
     """
     found = []
     for tier in tiers:
-        member = tier.members[0]
-        if isinstance(member, Endpoint):
-            raise ConfigError(
-                f"cascade tier {tier.config.name!r}: expected models that suggest several words, got the endpoint "
-                f"{member.name}"
+        for name, member in zip(tier.config.names, tier.members, strict=False):
+            if isinstance(member, Endpoint):
+                raise ConfigError(
+                    f"cascade tier {tier.config.name!r}: expected models that suggest several words, got the endpoint "
+                    f"{member.name}"
+                )
+            hits = _hits(member, replace(tier.asking, samples=1, temperature=0.0), task, rows)
+            note(
+                f"tier {tier.config.name}, {name}: {SUGGESTIONS} suggestions for {len(rows)} queries"
             )
-        hits = np.zeros((len(rows), SUGGESTIONS), bool)
-        for rank in range(SUGGESTIONS):
-            asking = replace(tier.asking, samples=1, temperature=0.0, first_rank=rank)
-            for start in range(0, len(rows), QUERIES_AT_ONCE):
-                some = rows[start : start + QUERIES_AT_ONCE]
-                for place, (row, own) in enumerate(
-                    zip(some, member.ask(task, some, asking), strict=True), start
-                ):
-                    hits[place, rank] = is_right(task, row, own[0].text)
-        note(f"tier {tier.config.name}: {SUGGESTIONS} suggestions for {len(rows)} queries")
-        groups = sorted({str(row.group) for row in rows})
-        for name in (*groups, "all"):
-            chosen = np.array([name in ("all", str(row.group)) for row in rows])
-            found.append(
-                {
-                    "table": "words",
-                    "tier": tier.config.name,
-                    "group": name,
-                    "queries": int(chosen.sum()),
-                    "top1": float(hits[chosen, 0].mean()),
-                    "top3": float(hits[chosen].any(axis=1).mean()),
-                }
-            )
+            found += [
+                {"table": "words", "tier": tier.config.name, "member": name, **row}
+                for row in _by_group(rows, hits)
+            ]
+    return found
+
+
+def _hits(
+    member: LocalMember | GroupedMember, asking: Asking, task: Task, rows: Sequence[Row]
+) -> np.ndarray:
+    """Whether each suggestion is right, bool [n, 3]."""
+    hits = np.zeros((len(rows), SUGGESTIONS), bool)
+    for rank in range(SUGGESTIONS):
+        ranked = replace(asking, first_rank=rank)
+        for start in range(0, len(rows), QUERIES_AT_ONCE):
+            some = rows[start : start + QUERIES_AT_ONCE]
+            replies = member.ask(task, some, ranked)
+            for place, (row, own) in enumerate(zip(some, replies, strict=True), start):
+                hits[place, rank] = is_right(task, row, own[0].text)
+    return hits
+
+
+def _by_group(rows: Sequence[Row], hits: np.ndarray) -> list[dict[str, Any]]:
+    found = []
+    for name in (*sorted({str(row.group) for row in rows}), "all"):
+        chosen = np.array([name in ("all", str(row.group)) for row in rows])
+        found.append(
+            {
+                "group": name,
+                "queries": int(chosen.sum()),
+                "top1": float(hits[chosen, 0].mean()),
+                "top3": float(hits[chosen].any(axis=1).mean()),
+            }
+        )
     return found
 
 

@@ -12,7 +12,7 @@ from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.semantic_chain import first_line, similarity_named
 
 Fixture = Callable[..., Any]
-MEMBERS = "members:[{model:tiny,name:a},{model:tiny,name:b,template:%s}]"
+MEMBERS = "members:[{model:tiny,name:a},{model:tiny,name:b}]"
 LAST = ",{name:large,members:[{model:tiny}],max_new_tokens:6}]"
 
 
@@ -22,7 +22,7 @@ def words(tmp_path: Path) -> list[str]:
     file = tmp_path / "pairs.jsonl"
     pairs = [{"prompt": f"say w{n} w{n + 1}", "response": f"w{n} w{n + 1}"} for n in range(40)]
     file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    tiers = f"cascade.tiers=[{{name:small,{MEMBERS % chr(39) + chr(39)},max_new_tokens:6,price_in:0.1}}{LAST}"
+    tiers = f"cascade.tiers=[{{name:small,{MEMBERS},max_new_tokens:6,price_in:0.1}}{LAST}"
     return [
         "experiment=smoke", "action=cascade", "task=jsonl", "task.loss=vocabulary", "task.test_rows=6",
         "task.validation_rows=-1", "cascade.agreement=rouge_l", f"runtime.data_path={file}", "format=json",
@@ -67,9 +67,14 @@ def test_what_it_is_not_for_is_refused(words: list[str], tmp_path: Path) -> None
         ConfigError, match="expected two members or more in the first tier, got one"
     ):
         acted(single)
+    clusters = "cascade.tiers.1.members=[{run:x,clusters:true}]"
     for action in ("query", "serve"):
         with pytest.raises(ConfigError, match=f"action={action} takes votes"):
             acted(f"action={action}", "cascade.thetas=[1]")
+        with pytest.raises(
+            ConfigError, match=f"x with clusters=true: .* of action={action} have none"
+        ):
+            acted(f"action={action}", "cascade.thetas=[1]", "cascade.agreement=vote", clusters)
 
 
 def test_the_first_line_that_says_something_counts() -> None:

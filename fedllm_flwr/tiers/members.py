@@ -215,7 +215,8 @@ class LocalMember:
 
 def said(text: str, task: Task) -> str | None:
     """What of a written text is the answer: its first word where the task asks for one, else all; None if nothing."""
-    return (text.split() or [None])[0] if task.one_word else text.strip() or None
+    words = text.split()[:1] if task.one_word else [text.strip()]
+    return (words[0] if words else "") or None
 
 
 def mean_probability(sample: Sample) -> float | None:
