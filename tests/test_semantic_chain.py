@@ -46,7 +46,7 @@ def test_clones_write_the_same_and_their_texts_are_kept(
     lines = [
         json.loads(line) for line in (tmp_path / "out" / "texts.jsonl").read_text().splitlines()
     ]
-    assert len(lines) == 6 * 3
+    assert len(lines) == 3 * len({line["query"] for line in lines}) > 3
     pairs = {(line["query"], line["member"]): line for line in lines if line["tier"] == "small"}
     for query, member in pairs:
         assert pairs[query, member]["text"] == pairs[query, "a"]["text"]
@@ -56,7 +56,7 @@ def test_clones_write_the_same_and_their_texts_are_kept(
 
 def test_what_it_is_not_for_is_refused(words: list[str], tmp_path: Path) -> None:
     def acted(*more: str) -> None:
-        given = [*words, *more]
+        given = [word for word in (*words, *more) if not word.startswith("format=")]
         actions.act(compose_run(given), given)
 
     labels = [w for w in words if not w.startswith(("task", "runtime"))]

@@ -8,6 +8,7 @@ Axes: Q queries.
 import math
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import norm
 
 from fedllm_flwr.errors import ConfigError, ShapeError
@@ -29,8 +30,8 @@ def most_lost(candidate: np.ndarray, reference: np.ndarray, confidence: float = 
         ConfigError: The confidence is out of range.
 
     Source:
-        Agresti and Min 2005, Simple improved confidence intervals for comparing matched proportions: Wald's interval
-        of the paired difference after half an observation is added to each of the four cells.
+        Tango 1998, Equivalence test and confidence interval for the difference in proportions for the paired-sample
+        design: the score interval. Wald's interval, also with half observations added, covers too rarely here.
     """
     if candidate.shape != reference.shape or candidate.ndim != 1 or not candidate.size:
         raise ShapeError(
@@ -40,9 +41,18 @@ def most_lost(candidate: np.ndarray, reference: np.ndarray, confidence: float = 
     if not 0 < confidence < 1:
         raise ConfigError(f"non-inferiority: expected confidence in (0, 1), got {confidence:g}")
     one, other = candidate.astype(bool), reference.astype(bool)
-    queries = one.size + 2
-    lost = int((other & ~one).sum()) + 0.5
-    won = int((one & ~other).sum()) + 0.5
-    difference = (lost - won) / queries
-    spread = math.sqrt((lost + won) - (lost - won) ** 2 / queries) / queries
-    return difference + float(norm.ppf(confidence)) * spread
+    queries, z = one.size, float(norm.ppf(confidence))
+    lost, won = int((other & ~one).sum()), int((one & ~other).sum())
+
+    def room(loss: float) -> float:
+        """Above 0 while so much loss is not ruled out."""
+        linear = (2 * queries - lost + won) * loss - lost - won
+        constant = -won * loss * (1 - loss)
+        root = math.sqrt(max(0.0, linear**2 - 8 * queries * constant))
+        variance = queries * (2 * (root - linear) / (4 * queries) + loss * (1 - loss))
+        return lost - won - queries * loss + z * math.sqrt(max(0.0, variance))
+
+    least = (lost - won) / queries + 1e-12
+    if least >= 1 or room(1.0) >= 0:
+        return 1.0
+    return float(brentq(room, least, 1.0)) if room(least) > 0 else least

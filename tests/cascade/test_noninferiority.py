@@ -5,32 +5,41 @@ from fedllm_flwr.cascade.noninferiority import most_lost
 from fedllm_flwr.errors import ConfigError, ShapeError
 
 
-def test_by_hand() -> None:
-    """100 queries, 6 lost and 2 won: (6.5 - 2.5) / 102 + 1.6449 sqrt(9 - 16 / 102) / 102."""
-    reference = np.array([True] * 6 + [False] * 2 + [True] * 92)
-    candidate = np.array([False] * 6 + [True] * 2 + [True] * 92)
-    wanted = 4 / 102 + 1.6448536 * np.sqrt(9 - 16 / 102) / 102
-    assert most_lost(candidate, reference) == pytest.approx(wanted)
-
-
-def test_equal_answers_are_no_proof_on_few_queries() -> None:
-    for queries, below in ((20, 0.08), (2000, 0.001)):
+def test_without_a_difference_it_is_the_score_bound_of_a_share() -> None:
+    """z² / (n + z²), Wilson's bound of 0 of n."""
+    for queries in (20, 500):
         same = np.ones(queries, bool)
-        assert 0 < most_lost(same, same) < below
+        assert most_lost(same, same) == pytest.approx(
+            1.6448536**2 / (queries + 1.6448536**2), rel=1e-4
+        )
     few = np.ones(20, bool)
-    assert most_lost(few, few) > 0.05, "20 queries cannot show a margin of 5 points"
+    assert most_lost(few, few) > 0.1, "20 queries cannot show a margin of 10 points"
 
 
-def test_the_bound_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_zero_is_ruled_out_where_mcnemars_test_rejects() -> None:
+    """z = (lost - won) / sqrt(lost + won): 1.5 for 7 and 2 keeps no loss possible, for a gain of 9 to 2 it is 2.1."""
+
+    def bound(lost: int, won: int) -> float:
+        reference = np.array([True] * lost + [False] * won + [True] * 90)
+        candidate = np.array([False] * lost + [True] * won + [True] * 90)
+        return most_lost(candidate, reference)
+
+    assert bound(2, 9) < 0 < bound(2, 5)
+    assert bound(7, 2) > (7 - 2) / 99
+    assert bound(9, 2) > bound(7, 2) > bound(5, 2)
+    reference = np.ones(5, bool)
+    assert most_lost(~reference, reference) == 1.0
+
+
+@pytest.mark.parametrize(("lost", "won"), [(0.054, 0.01), (0.02, 0.02), (0.1, 0.02)])
+def test_the_bound_covers_the_truth_about_as_often_as_it_says(lost: float, won: float) -> None:
     random = np.random.default_rng(0)
     held = 0
-    for _ in range(400):
-        easy = random.random(150)
-        reference, candidate = easy < 0.9, (easy < 0.84) | (random.random(150) < 0.1)
-        # lost where 0.84 <= easy < 0.9 and not lucky, won where easy >= 0.9 and lucky
-        truth = 0.06 * 0.9 - 0.1 * 0.1
-        held += most_lost(candidate, reference) >= truth
-    assert 0.92 <= held / 400 <= 0.99
+    for _ in range(500):
+        drawn = random.random(150)
+        candidate, reference = drawn >= lost, (drawn < lost) | (drawn >= lost + won)
+        held += most_lost(candidate, reference) >= lost - won
+    assert 0.92 <= held / 500 <= 0.99
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -73,12 +73,15 @@ def test_free_text_is_generated_and_its_tokens_are_counted(task: Task, adapted: 
     encoder = build_encoder(task, member.backbone().tokenizer, loss="labels", max_tokens=48)
     prompts = [tuple(e.input_ids.tolist()) for e in encoder.encode(rows)]
     generator = Generator(member.backbone(), Adaptation(delta=member.delta))
-    answers = generator.generate([Query(p, Sampling(max_new_tokens=5)) for p in prompts])
-    wanted = [
-        (Reply(a.samples[0].text.strip() or None, a.input_tokens, a.output_tokens),)
-        for a in answers
-    ]
-    assert replies == wanted
+    sampling = Sampling(max_new_tokens=5, scored=True)
+    answers = generator.generate([Query(p, sampling) for p in prompts])
+    for (reply,), own in zip(replies, answers, strict=True):
+        (sample,) = own.samples
+        assert sample.log_probability is not None
+        score = np.exp(sample.log_probability / sample.output_tokens)
+        assert reply == Reply(
+            sample.text.strip() or None, own.input_tokens, own.output_tokens, pytest.approx(score)
+        )
 
 
 def test_a_template_that_leaves_no_room_for_free_text_is_named(
