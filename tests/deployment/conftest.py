@@ -125,7 +125,9 @@ class Federation:
 
     def kill(self, *names: str) -> None:
         for name in names:
-            kill_tree(self.parts.pop(name))
+            process = self.parts.pop(name)
+            kill_tree(process)
+            process.wait()
 
     def log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.log"

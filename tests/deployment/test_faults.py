@@ -1,6 +1,9 @@
 """What real networks, disks and machines do to a run, by loopback: nothing is lost and the run ends well."""
 
+import os
 import resource
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,6 +111,40 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(
     assert [p.name for p in directory.checkpoints.iterdir()] == ["round-0000"], "nothing in halves"
     assert "stopped: checkpoint" in directory.records("event")[-1]["text"]
     assert run(edge_grid(2), config, tmp_path / "run")["adapter_sha256"] == whole["adapter_sha256"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 2 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:  # fmt: skip
+        pytest.skip("this user may not mount a file system")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.deployment
+@pytest.mark.slow
+def test_a_disk_that_fills_up_at_any_file_stops_the_run_and_loses_nothing(
+    tmp_path: Path, small_disk: Path, smoke: Fixture, edge_grid: Fixture
+) -> None:
+    """The disk has room for ever more of a run: its records, then its checkpoints, then its report."""
+    whole = run(edge_grid(2), small(tmp_path / "whole", smoke), tmp_path / "whole")
+    config, place = small(small_disk / "run", smoke), small_disk / "run"
+    reasons = set()
+    for room in (24_576, 65_536, 131_072, 262_144, 393_216):
+        facts = os.statvfs(small_disk)
+        (small_disk / "filler").write_bytes(b"x" * (facts.f_bavail * facts.f_frsize - room))
+        try:
+            run(edge_grid(2), config, place)
+        except RunStoppedError as error:
+            reasons.add(str(error).partition(":")[0])
+        (small_disk / "filler").unlink()
+        assert run(edge_grid(2), config, place)["adapter_sha256"] == whole["adapter_sha256"]
+        shutil.rmtree(place)
+    assert len(reasons) >= 2, "the disk was full at different files"
 
 
 @pytest.mark.parametrize("file", ["arrays.safetensors", "state.json", "sha256"])
