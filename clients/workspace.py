@@ -20,13 +20,13 @@ from transformers import PreTrainedTokenizerBase
 from clients.shadow import shadowed
 from fedllm_flwr import records
 from fedllm_flwr.config import RunConfig, run_config
-from fedllm_flwr.errors import AssetError, ConfigError, DataError, WireError
+from fedllm_flwr.errors import AssetError, DataError, WireError
 from fedllm_flwr.models import backbone as backbones
 from fedllm_flwr.models.adapters import LayerShape, layer_shapes
 from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.models.tokenizers import load_tokenizer
 from fedllm_flwr.settings.methods import FedLoraConfig, FedResPromptConfig
-from fedllm_flwr.settings.runtime import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE
+from fedllm_flwr.settings.runtime import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE, place_of
 from fedllm_flwr.tasks.base import SPLITS, Task, TaskOptions
 from fedllm_flwr.tasks.catalog import load_task
 from fedllm_flwr.tasks.encode import Encoded, Encoder, Loss, build_encoder
@@ -61,6 +61,15 @@ class Workspace:
             threads=runtime.threads,
             max_tokens=self.config.task.max_tokens,
         )
+
+    def set_switches(self) -> None:
+        """Set what holds for the whole process as this run wants it: another run's message may have come between."""
+        threads = self.config.runtime.threads
+        keep_at_most(self.config.runtime.state_cache_mib)
+        if self.is_split:
+            torch.set_num_threads(threads)
+        else:
+            self.backbone.kernels.apply(threads)
 
     @cached_property
     def is_split(self) -> bool:
@@ -153,12 +162,14 @@ def read(message: Message, context: Context) -> Asked:
         raise AssetError(
             "this node cannot read its model or a package; its own log says why"
         ) from None
+
+    work.set_switches()
     if work.fingerprint != body["fingerprint"]:
         raise WireError(
             f"fingerprint: this node reads the configuration as {work.fingerprint}, the server as "
             f"{body['fingerprint']}; install the same version of fedllm-flwr on both"
         )
-    place, total = place_of(context)
+    place, total = place_of(context.node_config)
     if work.config.partition.name == "site" and total != len(work.clients):
         raise WireError(
             f"partition=site: expected one client for each of the {total} nodes, got {len(work.clients)} clients"
@@ -175,31 +186,11 @@ def read(message: Message, context: Context) -> Asked:
     return Asked(work, body, parts)
 
 
-def place_of(context: Context) -> tuple[int, int]:
-    """Which place a node takes among those that host clients, and how many there are.
-
-    Raises:
-        ConfigError: Its node config does not say.
-    """
-    given = {name: context.node_config.get(name) for name in ("partition-id", "num-partitions")}
-    try:
-        place, total = (int(value) for value in given.values())  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        shown = " ".join(f"{name}={value!r}" for name, value in given.items())
-        raise ConfigError(
-            f"node config: expected whole numbers partition-id and num-partitions, got {shown}"
-        ) from None
-    return place, total
-
-
 @lru_cache(maxsize=4)
 def open_workspace(config_json: str) -> Workspace:
     """Load model, data and partition of a configuration, once per process."""
     config = run_config(json.loads(config_json))
-    runtime = config.runtime
-    torch.set_num_threads(runtime.threads)
-    keep_at_most(runtime.state_cache_mib)
-    task = load_task(config.task.options(runtime.data_path), config.rows_seed)
+    task = load_task(config.task.options(config.runtime.data_path), config.rows_seed)
     clients = shadowed(config, partition(task, config.partition, config.rows_seed))
     work = Workspace(config, task, clients)
     if work.is_split:

@@ -34,6 +34,7 @@ fedllm: adapt language models across parties that cannot share their data
   fedllm deploy [--nodes N] [--dry-run] [key=value ...]
                                                      a SuperLink and SuperNodes on this machine, for trials
   fedllm init NAME [--method M] [--model M]          a project folder: your own experiments and data, as a Flower app
+  fedllm daemon [--socket PATH]                      on a node: keep the model loaded between messages
   fedllm --cfg job [key=value ...]                   print the composed configuration
   fedllm --hydra-help                                what Hydra can do besides
 
@@ -81,6 +82,10 @@ def _main(given: list[str]) -> int:
         from fedllm_flwr.deploying.new_project import init
 
         return init(given[1:])
+    if given[:1] == ["daemon"]:
+        from fedllm_flwr.daemon.command import daemon
+
+        return daemon(given[1:])
     overrides = [a for a in given if not a.startswith("-")]
     flags = [a for a in given if a.startswith("-")]
     if any(flag in HELP_FLAGS for flag in flags):

@@ -35,6 +35,12 @@ class WireError(FedLLMError):
     exit_code = 3
 
 
+class DaemonError(FedLLMError):
+    """The daemon of a node cannot be asked, refused, or ended while it worked on a message."""
+
+    exit_code = 3
+
+
 class RunStoppedError(FedLLMError):
     """The run gave up; its last checkpoint is intact and the run can be resumed."""
 

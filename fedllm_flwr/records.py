@@ -7,10 +7,12 @@ know a part's matrices and what it differs from, so their parts come and go as b
 encode and decode. Everything is float32 before anything averages or clips it.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -19,7 +21,9 @@ from fedllm_flwr import __version__
 from fedllm_flwr.averaging import Delta, LowRank
 from fedllm_flwr.codecs import CODECS, FLOAT_CODECS
 from fedllm_flwr.errors import WireError
-from fedllm_flwr.models.adapters import LayerShape
+
+if TYPE_CHECKING:  # a client process that hands its message to a daemon loads no torch
+    from fedllm_flwr.models.shapes import LayerShape
 
 INSTRUCTION = "instruction"
 ANSWER = "answer"

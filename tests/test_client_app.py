@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -71,3 +73,10 @@ def test_a_node_without_a_place_says_what_it_lacks(
     assert reply.error.reason.endswith(
         f"node config: expected whole numbers partition-id and num-partitions, got {got}"
     )
+
+
+def test_a_client_process_imports_nothing_heavy_before_it_has_to() -> None:
+    """Flower starts one for every message."""
+    typed = "import sys, fedllm_flwr.client_app; print(*sorted({'torch', 'transformers', 'hydra'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", typed], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

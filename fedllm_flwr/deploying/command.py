@@ -23,11 +23,11 @@ from fedllm_flwr.deploying.network import (
     superlink_command,
     supernode_command,
 )
-from fedllm_flwr.deploying.words import Words
 from fedllm_flwr.errors import ConfigError, RunStoppedError
 from fedllm_flwr.federated_cascade import ACTIONS as AT_CLIENTS
 from fedllm_flwr.launch import CONNECTION, SuperLink
 from fedllm_flwr.project import find_project
+from fedllm_flwr.words import Words
 
 REAL_HOST = "superlink.example.org"
 PROXY_PORT, LINK_PORT = 8443, 8000

@@ -9,9 +9,9 @@ from pathlib import Path
 from fedllm_flwr import __version__
 from fedllm_flwr.compose import compose_run
 from fedllm_flwr.deploying import templates
-from fedllm_flwr.deploying.words import Words
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.models.catalog import HUB_ID, MODELS
+from fedllm_flwr.words import Words
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")
 """What Flower accepts as the name of an app and of its folder."""

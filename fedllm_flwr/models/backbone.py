@@ -249,6 +249,11 @@ def load(
     return _LOADED[ref, kernels]
 
 
+def loaded() -> int:
+    """How many models this process holds."""
+    return len(_LOADED)
+
+
 def reset() -> None:
     """Forget every loaded model."""
     _LOADED.clear()

@@ -1,8 +1,10 @@
 """Settings of where a run executes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.settings.tree import require
 
 DATA_PATH_VARIABLE = "FEDLLM_DATA_PATH"
@@ -12,9 +14,35 @@ STATE_PATH_VARIABLE = "FEDLLM_STATE_PATH"
 FORGET_VARIABLE = "FEDLLM_FORGET"
 """The clients of a node that have asked to be forgotten, by partition id, with commas between them: these alone answer
 the questions of a verification."""
+NODE_PATHS = {
+    "data-path": DATA_PATH_VARIABLE,
+    "model-path": MODEL_PATH_VARIABLE,
+    "state-path": STATE_PATH_VARIABLE,
+}
+"""The facts of a node config that name places on the node, and the variables that stand in for them."""
 NODE_LOCAL_FIELDS = ("data_path", "model_path")
 """Runtime fields that name files. They reach a node by these environment variables or by its node config, never by a
 message, so that a run cannot point a node at a file."""
+
+
+def place_of(facts: Mapping[str, object]) -> tuple[int, int]:
+    """Which place a node takes among those that host clients, and how many there are.
+
+    Args:
+        facts: Its node config.
+
+    Raises:
+        ConfigError: Its node config does not say.
+    """
+    given = {name: facts.get(name) for name in ("partition-id", "num-partitions")}
+    try:
+        place, total = (int(value) for value in given.values())  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        shown = " ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ConfigError(
+            f"node config: expected whole numbers partition-id and num-partitions, got {shown}"
+        ) from None
+    return place, total
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Context, Message, RecordDict
 
 from clients.workspace import open_workspace, read
@@ -184,3 +185,10 @@ def test_where_a_nodes_model_lies_is_the_nodes_own(
         read(asking(config, 0), node(model_path=str(tmp_path / "hospital-7")))
     assert "hospital-7" not in str(caught.value)
     assert "hospital-7" in caplog.text
+
+
+def test_each_message_computes_with_its_own_runs_threads(micro: Fixture, asking: Fixture) -> None:
+    """Runs take turns in a process that lives long, and a workspace that is kept is opened once."""
+    for threads in (1, 2, 1):
+        read(asking(micro(f"runtime.threads={threads}"), 0), node())
+        assert torch.get_num_threads() == threads

@@ -1,7 +1,7 @@
 import pytest
 
-from fedllm_flwr.deploying.words import Words
 from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.words import Words
 
 
 def test_a_wrong_word_is_said_with_the_command_and_no_usage(

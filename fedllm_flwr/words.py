@@ -1,4 +1,4 @@
-"""The words after ``fedllm deploy`` and ``fedllm init``."""
+"""The words after ``fedllm deploy``, ``fedllm init`` and ``fedllm daemon``."""
 
 import argparse
 
