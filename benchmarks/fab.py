@@ -34,6 +34,7 @@ import importlib, json, sys
 for reference in sys.argv[1:]:
     module, _, name = reference.partition(":")
     getattr(importlib.import_module(module), name)
+import clients.handlers  # the client's app imports it with its first message
 from fedllm_flwr.compose import CONF, compose_run
 config = compose_run(["experiment=smoke"]).config
 project = ("fedllm_flwr", "clients", "strategies")

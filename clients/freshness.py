@@ -63,7 +63,15 @@ class Freshness:
         paths = [str(facts[name]) for name in FILES if facts.get(name)]
         found = {path: stamp(path) for path in paths}
         has_changed = any(self._stamps.get(path, now) != now for path, now in found.items())
-        if has_changed or backbone.loaded() > self._models:
-            forget()
-            self._stamps.clear()
+        if has_changed:
+            self._forget()
         self._stamps |= found
+
+    def after(self) -> None:
+        """Drop all models if there are too many."""
+        if backbone.loaded() > self._models:
+            self._forget()
+
+    def _forget(self) -> None:
+        forget()
+        self._stamps.clear()

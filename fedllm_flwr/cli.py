@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from fedllm_flwr.elsewhere import counterpart
 from fedllm_flwr.errors import ConfigError, FedLLMError, RunStoppedError
 from fedllm_flwr.project import find_project
 
@@ -24,6 +25,8 @@ SWEEP_FLAGS = ("-m", "--multirun")
 HELP_FLAGS = ("-h", "--help")
 HYDRA_FLAGS = ("--hydra-help", "-c", "--cfg", "-i", "--info", "--version")
 """What Hydra answers by itself."""
+
+COMMANDS = ("deploy", "init", "daemon")
 
 HELP = """\
 fedllm: adapt language models across parties that cannot share their data
@@ -93,8 +96,8 @@ def _main(given: list[str]) -> int:
     unknown = [flag for flag in flags if flag.partition("=")[0] not in (*HYDRA_FLAGS, *SWEEP_FLAGS)]
     if unknown:
         raise ConfigError(
-            f"{unknown[0]}: unknown flag; settings are written key=value without dashes, flags are "
-            f"{', '.join((*SWEEP_FLAGS, *HELP_FLAGS, *HYDRA_FLAGS))}"
+            f"{unknown[0]}: unknown flag{counterpart(unknown[0])}; settings are written key=value without dashes, "
+            f"flags are {', '.join((*SWEEP_FLAGS, *HELP_FLAGS, *HYDRA_FLAGS))}"
         )
     from fedllm_flwr.compose import compose_run
 
@@ -107,6 +110,12 @@ def _main(given: list[str]) -> int:
                 job, find_project(Path.cwd())
             )  # what does not compose is said in our words, not in Hydra's
         return _through_hydra(given)
+    words = [o for o in overrides if "=" not in o and not o.startswith("~")]
+    if words:
+        raise ConfigError(
+            f"{words[0]}: unknown command{counterpart(words[0])}; commands are {', '.join(COMMANDS)}, and settings are "
+            "written key=value"
+        )
     if flags:
         return _sweep(given, overrides)
     from fedllm_flwr.actions import act

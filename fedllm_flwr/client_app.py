@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 
 from fedllm_flwr import records
 from fedllm_flwr.daemon import asking
+from fedllm_flwr.limits import NODE_LIMIT, check_size, limit_of_node
 from fedllm_flwr.settings.runtime import place_of
 
 app = ClientApp()
@@ -27,7 +28,14 @@ KINDS = (
 
 
 def handle(message: Message, context: Context) -> Message:
-    """Do what a message asks for: by the daemon that the node config names, or else in this process."""
+    """Do what a message asks for: by the daemon that the node config names, or else in this process.
+
+    Raises:
+        WireError: The message is larger than the node takes; nothing of it has been decoded.
+        FedLLMError: What doing it raises.
+    """
+    limit_mb = limit_of_node(context.node_config)
+    check_size(message, limit_mb, "instruction", f"{NODE_LIMIT} of the node's facts")
     reply = asking.ask(message, context)
     if reply is not None:
         return reply

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedllm_flwr.config import RunConfig, run_config
+from fedllm_flwr.elsewhere import counterpart
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.noise_target import with_target_noise
 from fedllm_flwr.project import project_conf
@@ -194,5 +195,5 @@ def one_line(text: str, overrides: Sequence[str], project: Path | None = None) -
         group, name = match.groups()
         return f"{group}: expected one of {', '.join(choices(group, project))}, got {name!r}"
     if match := re.search(r"Could not override '([^']+)'", text):
-        return f"{match[1]}: unknown key; to see the keys of this experiment add --cfg job"
+        return f"{match[1]}: unknown key{counterpart(match[1])}; to see the keys of this experiment add --cfg job"
     return " ".join(dict.fromkeys(lines)) + f" (given: {' '.join(overrides) or 'no overrides'})"

@@ -24,6 +24,7 @@ from fedllm_flwr.config import RunConfig, run_config
 from fedllm_flwr.errors import ConfigError, FedLLMError, RunStoppedError
 from fedllm_flwr.exporting import export
 from fedllm_flwr.journal import Journal
+from fedllm_flwr.limits import BoundedGrid
 from fedllm_flwr.runs import checkpoints
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.environment import environment
@@ -68,7 +69,8 @@ def run(grid: Grid, config: RunConfig, out_dir: str | Path) -> dict[str, Any]:
         journal = Journal(directory, config, progress)
         tracker = tracker_of(config.runtime.mlflow, directory, journal.note)
         journal.after_round = tracker.update
-        hosting = Hosting(grid, config.runtime.node_wait_seconds, journal.note, journal.count)
+        bounded = BoundedGrid(grid, config.runtime.max_message_mb)
+        hosting = Hosting(bounded, config.runtime.node_wait_seconds, journal.note, journal.count)
         saved = checkpoints.latest(directory.checkpoints, journal.note)
         journal.resume(saved.server_round if saved else -1)
         try:

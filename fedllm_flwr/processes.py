@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -59,20 +60,34 @@ def free_port() -> int:
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until a process listens on a loopback port.
+    """Wait until a process listens on a loopback port; see :func:`wait_for` for the other arguments and the error."""
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+            return True
+        return False
+
+    wait_for(answers, process, log, f"to listen on port {port}")
+
+
+def wait_for(
+    is_ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, what: str
+) -> None:
+    """Wait until a process is ready.
 
     Args:
-        port: The port.
+        is_ready: Whether it is.
         process: The process; if it ends, nobody waits any longer.
         log: Its log, for the message.
+        what: What it should start to do, for the message.
 
     Raises:
         RunStoppedError: It ended, or three minutes have passed; the message holds the end of its log.
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+        if is_ready():
             return
         time.sleep(0.1)
     end = " | ".join(log.read_text(errors="replace").strip().splitlines()[-5:])
-    raise RunStoppedError(f"the process did not start to listen on port {port}: {end}")
+    raise RunStoppedError(f"the process did not start {what}: {end}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,10 +148,21 @@ def read(message: Message, key: str) -> tuple[dict[str, Any], dict[str, np.ndarr
         )
     try:
         stored = arrays[FLAT].numpy()
-    except (TypeError, ValueError, EOFError, OSError) as error:  # unpickling is refused here too
+    except (
+        TypeError,
+        ValueError,
+        EOFError,
+        OverflowError,
+        OSError,
+        MemoryError,
+        TokenError,
+    ) as error:
+        # unpickling is refused here too, and a header that promises more than there is
         raise WireError(
             f"message: the array {FLAT!r} does not decode: {type(error).__name__}"
         ) from error
+    if not isinstance(stored, np.ndarray):
+        raise WireError(f"message: expected one array {FLAT!r}, got an archive")
     flat = _decoded(stored, codec)
     total = sum(size for _, size in spec)
     if any(size < 0 for _, size in spec) or total != flat.size:

@@ -65,6 +65,9 @@ def _handler(models: int) -> Handler:
 
     def handle(message: Message, context: Context) -> Message:
         freshness.before(context.node_config)
-        return handlers.handle(message, context)
+        try:
+            return handlers.handle(message, context)
+        finally:
+            freshness.after()
 
     return handle

@@ -17,6 +17,7 @@ from fedllm_flwr.deploying.network import (
     LocalNetwork,
     NodeFacts,
     connection_text,
+    daemon_command,
     register_command,
     shown,
     superexec_command,
@@ -45,8 +46,8 @@ def deploy(words: Sequence[str]) -> int:
     """Start a SuperLink and SuperNodes on loopback, run an experiment on them if one is named, and stop them.
 
     Args:
-        words: ``--nodes N --folder DIR --dry-run key=value ...``. Without settings the network stays up until it is
-            interrupted.
+        words: ``--nodes N --folder DIR --daemon --dry-run key=value ...``. Without settings the network
+            stays up until it is interrupted.
 
     Returns:
         0.
@@ -74,7 +75,13 @@ def deploy(words: Sequence[str]) -> int:
         settings += [f"runtime.num_nodes={nodes}"]
     else:
         nodes = chosen.nodes or 2
-    network = LocalNetwork(Path(chosen.folder), nodes, chosen.data_path, chosen.model_path)
+    network = LocalNetwork(
+        Path(chosen.folder),
+        nodes,
+        chosen.data_path,
+        chosen.model_path,
+        asking=nodes if chosen.daemon else 0,
+    )
     if chosen.dry_run:
         print("\n".join(["# on this machine", *map(shown, network.commands()), "", *real_commands(nodes)]))  # fmt: skip
         return 0
@@ -101,7 +108,8 @@ def real_commands(nodes: int) -> list[str]:
     """
     link, proxy = f"{HOST}:{LINK_PORT}", f"{REAL_HOST}:{PROXY_PORT}"
     files = ServerFiles(Path("ca.crt"), Path("server.pem"), Path("server.key"))
-    facts = NodeFacts(0, nodes, data_path="/srv/fedllm/data.csv", state_path="/srv/fedllm/state")
+    facts = NodeFacts(0, nodes, data_path="/srv/fedllm/data.csv", state_path="/srv/fedllm/state",
+                      daemon_socket="/srv/fedllm/run/daemon.socket")  # fmt: skip
     connection = connection_text(link, Path("/etc/fedllm/ca.crt")).rstrip().splitlines()
     superlink = superlink_command(files, HOST, LINK_PORT, Path("state.db"))
     return [
@@ -114,7 +122,10 @@ def real_commands(nodes: int) -> list[str]:
         "# where runs are submitted, on the SuperLink's machine or through an SSH tunnel: ~/.flwr/config.toml holds",
         *(f"#   {line}" for line in connection if line),
         shown(register_command(Path("node.pub"), "site-0")),
-        "# at each site, with its own place of 0 to " + str(nodes - 1),
+        "# at each site, with its own place of 0 to "
+        + str(nodes - 1)
+        + "; the daemon may be left out",
+        shown(daemon_command(Path("/srv/fedllm/run/daemon.socket"))),
         shown(supernode_command(files.authority, Path("node"), proxy, 9094, facts)),
         "# then",
         f"fedllm experiment=NAME runtime=deployment runtime.connection={CONNECTION} runtime.num_nodes={nodes}",
@@ -129,6 +140,9 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
         "--data-path", default="", help="the nodes' data file; {node} = a node's place"
     )
     parser.add_argument("--model-path", default="", help="the nodes' model folder")
+    parser.add_argument(
+        "--daemon", action="store_true", help="keep the model loaded between messages"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands, start nothing")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="an experiment to run")
     chosen = parser.parse_args(list(words))

@@ -12,13 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedllm_flwr.daemon.asking import SOCKET
 from fedllm_flwr.deploying.keys import ServerFiles, make_node_key, make_server_files
 from fedllm_flwr.errors import ConfigError, RunStoppedError
 from fedllm_flwr.launch import CONNECTION, SuperLink
-from fedllm_flwr.processes import free_port, stop_tree, tool, wait_for_port
+from fedllm_flwr.processes import free_port, stop_tree, tool, wait_for, wait_for_port
 from fedllm_flwr.settings.runtime import STATE_PATH_VARIABLE
 
 HOST = "127.0.0.1"
+UNQUOTABLE = '"\\\n\r'
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,21 @@ class NodeFacts:
     data_path: str = ""
     model_path: str = ""
     state_path: str = ""
+    daemon_socket: str = ""
 
     def text(self) -> str:
-        """The facts in the form of ``flower-supernode --node-config``."""
-        paths = {"data-path": self.data_path, "model-path": self.model_path, "state-path": self.state_path}  # fmt: skip
+        """The facts in the form of ``flower-supernode --node-config``.
+
+        Raises:
+            ConfigError: A path has a character that would end its text, and could begin another fact.
+        """
+        paths = {"data-path": self.data_path, "model-path": self.model_path, "state-path": self.state_path,
+                 SOCKET: self.daemon_socket}  # fmt: skip
+        for name, path in paths.items():
+            if set(path) & set(UNQUOTABLE):
+                raise ConfigError(
+                    f"{name}: expected a path without quotes and backslashes, got {path!r}"
+                )
         named = [f'{name}="{path}"' for name, path in paths.items() if path]
         return " ".join([f"partition-id={self.place}", f"num-partitions={self.num_nodes}", *named])
 
@@ -70,6 +83,11 @@ def supernode_command(
     ]  # fmt: skip
 
 
+def daemon_command(socket: Path) -> list[str]:
+    """``fedllm daemon``: keeps the model between the messages of a site's nodes."""
+    return ["fedllm", "daemon", "--socket", str(socket)]
+
+
 def connection_text(superlink: str, authority: Path) -> str:
     """The connection's table for Flower's ``config.toml``."""
     return (
@@ -82,12 +100,17 @@ def connection_text(superlink: str, authority: Path) -> str:
 class LocalNetwork:
     """A SuperLink and SuperNodes on this machine.
 
+    Attributes:
+        processes: What has been started, by the name of its log.
+
     Args:
         folder: Where keys, logs, the database and Flower's home are; an existing one is used again.
         num_nodes: SuperNodes, at least 1.
         data_path: The nodes' data file, absolute or from the working directory; ``{node}`` stands for a node's place.
             Empty for tasks that need none.
         model_path: The same for a model folder.
+        port: The SuperLink's.
+        asking: How many of the nodes, the first ones, hand their messages to a daemon; 0 starts none.
 
     Raises:
         ConfigError: ``num_nodes`` is below 1.
@@ -98,6 +121,7 @@ class LocalNetwork:
     data_path: str = ""
     model_path: str = ""
     port: int = field(default_factory=lambda: free_port())
+    asking: int = 0
 
     def __post_init__(self) -> None:
         """Check the number of nodes and find where everything is."""
@@ -107,8 +131,10 @@ class LocalNetwork:
         for name in ("data_path", "model_path"):  # a node does not run where the path was typed
             if path := getattr(self, name):
                 setattr(self, name, os.path.abspath(path))
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.home = self.folder / "flwr"
         self.address = f"{HOST}:{self.port}"
+        self.socket = self.folder / "daemon" / "socket"
         self.files = ServerFiles(*(self.folder / name for name in ("ca.crt", "server.pem", "server.key")))  # fmt: skip
 
     def facts(self, place: int) -> NodeFacts:
@@ -116,15 +142,22 @@ class LocalNetwork:
         data, model = (
             path.replace("{node}", str(place)) for path in (self.data_path, self.model_path)
         )
+        state, socket = self.folder / "state" / str(place), self.socket
         return NodeFacts(
-            place, self.num_nodes, data, model, str(self.folder / "state" / str(place))
+            place,
+            self.num_nodes,
+            data,
+            model,
+            str(state),
+            str(socket) if place < self.asking else "",
         )
 
     def commands(self) -> list[list[str]]:
         """Every command that :meth:`running` runs, in order."""
         register = [register_command(self._key(n, ".pub"), f"node-{n}") for n in self.places()]
         nodes = [self._node_command(n) for n in self.places()]
-        return [self._superlink_command(), *register, *nodes]
+        daemon = [daemon_command(self.socket)] if self.asking else []
+        return [self._superlink_command(), *register, *daemon, *nodes]
 
     def places(self) -> range:
         """The nodes' places."""
@@ -144,17 +177,20 @@ class LocalNetwork:
         self.home.mkdir(parents=True, exist_ok=True)
         (self.folder / "logs").mkdir(exist_ok=True)
         (self.home / "config.toml").write_text(connection_text(self.address, self.files.authority))
-        started: list[subprocess.Popen[bytes]] = []
+        self.processes.clear()
         try:
-            process = self._start(self._superlink_command(), "superlink", started)
+            process = self._start(self._superlink_command(), "superlink")
             wait_for_port(self.port, process, self._log("superlink"))
+            if self.asking:
+                daemon = self._start(daemon_command(self.socket), "daemon")
+                wait_for(self.socket.is_socket, daemon, self._log("daemon"), "to listen")
             for place in self.places():
                 make_node_key(self._key(place))
                 self.register(self._key(place, ".pub"), f"node-{place}")
-                self._start(self._node_command(place), f"node-{place}", started)
+                self._start(self._node_command(place), f"node-{place}")
             yield SuperLink(self.home, self._log("superlink"), self.environment(), process)
         finally:
-            for process in reversed(started):
+            for process in reversed(self.processes.values()):
                 stop_tree(process)
 
     def register(self, public_key: Path, name: str) -> None:
@@ -201,16 +237,14 @@ class LocalNetwork:
     def _log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.log"
 
-    def _start(
-        self, command: Sequence[str], name: str, started: list[subprocess.Popen[bytes]]
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, command: Sequence[str], name: str) -> subprocess.Popen[bytes]:
         """Start a process of its own session, so that an interrupt reaches it through us only."""
         neutral = self.folder / "empty"
         neutral.mkdir(exist_ok=True)
         with self._log(name).open("ab") as output:
             process = subprocess.Popen(self._found(command), cwd=neutral, env=self.environment(), stdout=output,
                                        stderr=output, start_new_session=True)  # fmt: skip
-        started.append(process)
+        self.processes[name] = process
         return process
 
     @staticmethod

@@ -17,7 +17,12 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")
 """What Flower accepts as the name of an app and of its folder."""
 
 SITES = len(templates.SITES)
-STRATEGY = {"fedlora": "factor_mean", "fedprompt": "prompt_mean", "fedresprompt": "controller_mean"}
+STRATEGY = {
+    "fedlora": "factor_mean",
+    "fedprompt": "prompt_mean",
+    "fedresprompt": "controller_mean",
+    "fedgrass": "row_mean",
+}
 """The methods that a project can be made for, and how their updates merge."""
 
 QUESTION = {

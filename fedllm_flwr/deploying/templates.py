@@ -85,6 +85,18 @@ client:
 runtime:
   data_path: data/example.csv  # for trials on this machine; in a deployment each node names its own
 """,
+    "fedgrass": """\
+task:
+  labels: [account, delivery, invoice]  # all of them, in one order: a site's file may lack some
+  max_tokens: 96
+partition:
+  num_clients: 2
+client:
+  schedule: linear
+  clip_norm: 0  # no two layers' gradients are held at a time
+runtime:
+  data_path: data/example.csv  # for trials on this machine; in a deployment each node names its own
+""",
     "fedprompt": """\
 task:
   labels: [account, delivery, invoice]  # all of them, in one order: a site's file may lack some
@@ -126,6 +138,7 @@ partition-id = $place
 num-partitions = $num_nodes
 state-path = "/srv/fedllm/state"  # what this site's clients keep for themselves; back it up
 ${data}# model-path = "/srv/fedllm/model"  # for model=path
+# daemon-socket = "/srv/fedllm/run/daemon.socket"  # of `fedllm daemon`, which keeps the model between messages
 # device = "cuda"  # what this node computes on, whatever a run says
 """)
 

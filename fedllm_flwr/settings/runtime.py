@@ -20,6 +20,8 @@ NODE_PATHS = {
     "state-path": STATE_PATH_VARIABLE,
 }
 """The facts of a node config that name places on the node, and the variables that stand in for them."""
+MAX_MESSAGE_MB = 1024.0
+"""Default of the largest message, in MB (10⁶ bytes): of a reply at the server, of an instruction at a node."""
 NODE_LOCAL_FIELDS = ("data_path", "model_path")
 """Runtime fields that name files. They reach a node by these environment variables or by its node config, never by a
 message, so that a run cannot point a node at a file."""
@@ -63,6 +65,7 @@ class RuntimeConfig:
     state_cache_mib: int = 512
     clients_per_wave: int = 16
     node_wait_seconds: float = 120.0
+    max_message_mb: float = MAX_MESSAGE_MB
     connection: str = ""
     verbose: bool = False
     mlflow: bool = False
@@ -91,4 +94,8 @@ class RuntimeConfig:
         require(
             self.node_wait_seconds > 0,
             f"runtime.node_wait_seconds: expected > 0, got {self.node_wait_seconds}",
+        )
+        require(
+            self.max_message_mb > 0,
+            f"runtime.max_message_mb: expected > 0, got {self.max_message_mb}",
         )

@@ -56,8 +56,8 @@ def test_models_are_dropped_with_the_folder_that_they_came_from_and_when_they_ar
     assert backbone.loaded() == 0
     for dtype in ("float32", "bfloat16"):
         backbone.load(ModelRef("tiny"), dtype=dtype, device="cpu")
-    fresh.before(facts)
-    assert backbone.loaded() == 0
+        fresh.after()
+        assert backbone.loaded() == (dtype == "float32")
 
 
 def test_switches_of_the_process_are_as_in_a_new_one() -> None:

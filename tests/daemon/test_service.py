@@ -173,7 +173,7 @@ def test_bytes_that_do_not_decode_are_an_error_and_not_the_end(
 def test_a_client_that_hangs_does_not_hold_up_the_others(
     message: Fixture, node: Fixture, serving: Fixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(service, "PAUSE_SECONDS", 3.0)
     path = serving(echo)
     with hello(path):
         assert asking.ask(message(), node(path)) is not None

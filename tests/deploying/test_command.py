@@ -25,6 +25,20 @@ def test_a_dry_run_prints_commands_and_starts_nothing(
     assert list(own_folder.iterdir()) == []
 
 
+def test_a_daemon_is_started_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert deploy(["--dry-run", "--daemon"]) == 0
+    here = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    assert [line.split()[:2] for line in here[-3:]] == [
+        ["fedllm", "daemon"],
+        *[["flower-supernode", "--superlink"]] * 2,
+    ]
+    assert all('daemon-socket="' in line for line in here[-2:])
+    assert deploy(["--dry-run"]) == 0
+    here = capsys.readouterr().out.partition("\n\n")[0]
+    assert "fedllm daemon" not in here
+    assert "daemon-socket" not in here
+
+
 def test_the_real_commands_can_be_read_by_a_shell_and_are_not_insecure() -> None:
     lines = real_commands(5)
     for line in lines:

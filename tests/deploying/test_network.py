@@ -18,6 +18,12 @@ def test_facts_are_read_by_flower_as_they_were_meant() -> None:
     }
 
 
+@pytest.mark.parametrize("path", ['/a" device="cuda', "/a\\b", "/a\nb"])
+def test_a_path_that_would_be_another_fact_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="data-path: expected a path without quotes"):
+        NodeFacts(0, 1, data_path=path).text()
+
+
 def test_the_connection_is_a_table_of_flowers_configuration() -> None:
     table = tomllib.loads(connection_text("host:8443", Path("/etc/ca.crt")))
     assert table["superlink"]["default"] == "fedllm"
@@ -40,6 +46,17 @@ def test_every_part_has_its_own_port_key_and_place(tmp_path: Path) -> None:
     assert 'data-path="/data/2.csv"' in nodes[2][-1]
     assert network.commands() == network.commands(), "what is shown is what is run"
     assert list(tmp_path.iterdir()) == [], "nothing is written before it is started"
+
+
+def test_nodes_that_ask_a_daemon_name_the_one_that_is_started(tmp_path: Path) -> None:
+    network = LocalNetwork(tmp_path, 3, asking=2)
+    (daemon,) = [command for command in network.commands() if command[:2] == ["fedllm", "daemon"]]
+    sockets = [network.facts(place).daemon_socket for place in network.places()]
+    assert sockets == [daemon[-1], daemon[-1], ""]
+    facts = parse_config_args([network.facts(0).text()])
+    assert facts["daemon-socket"] == daemon[-1]
+    assert "daemon-socket" not in parse_config_args([network.facts(2).text()])
+    assert not any("daemon" in command for command in LocalNetwork(tmp_path, 3).commands())
 
 
 def test_files_are_found_from_where_the_command_was_typed(

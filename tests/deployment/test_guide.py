@@ -14,8 +14,10 @@ from flwr.common.config import parse_config_args
 
 import fedllm_flwr
 from fedllm_flwr.compose import compose_run
+from fedllm_flwr.daemon.asking import SOCKET
 from fedllm_flwr.deploying.command import deploy, real_commands
 from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.limits import NODE_LIMIT
 from fedllm_flwr.processes import tool
 
 ROOT = Path(fedllm_flwr.__file__).parents[1]
@@ -51,7 +53,15 @@ def test_links_lead_to_pages_that_are_there() -> None:
 def test_tables_of_toml_are_read_as_they_are_meant() -> None:
     node, connection = map(tomllib.loads, blocks("toml"))
     places = {"partition-id", "num-partitions"}
-    assert set(node) == places | {"data-path", "state-path", "model-path", "device"}
+    assert set(node) == places | {
+        "data-path",
+        "state-path",
+        "model-path",
+        "device",
+        "forget",
+        SOCKET,
+        NODE_LIMIT,
+    }
     assert connection["superlink"]["fedllm"]["address"] == "127.0.0.1:8000"
 
 
@@ -72,6 +82,9 @@ def test_a_trial_network_is_deployed_as_printed(capsys: pytest.CaptureFixture[st
 def test_real_machines_are_told_what_the_page_says() -> None:
     lines = real_commands(2)
     printed = [shlex.split(line) for line in lines if not line.startswith("#")]
+    daemon = [words for words in printed if words[:2] == ["fedllm", "daemon"]]
+    assert daemon == [words for words in commands("fedllm") if words[1] == "daemon"]
+    assert daemon[0][-1] == tomllib.loads(blocks("toml")[0])[SOCKET]
     for program in ("flower-superlink", "flower-superexec"):
         assert [words for words in printed if words[0] == program] == commands(program), program
     ((*ours, facts),) = [words for words in printed if words[0] == "flower-supernode"]
@@ -105,6 +118,8 @@ def test_settings_in_the_table_of_other_tools_options_are_ours() -> None:
         "fairness": ["method=fedprompt", "strategy=prompt_mean"],
         "privacy": ["strategy.weighting=uniform"],
         "method": ["strategy=prompt_mean"],
+        "serving": ["action=serve", "run=outputs/a"],
+        "strategy": ["method=fedgrass", "client.clip_norm=0"],
     }
     for setting in named:
         group, _, option = setting.partition("=")
@@ -113,6 +128,8 @@ def test_settings_in_the_table_of_other_tools_options_are_ours() -> None:
         more = needed.get(group, [])
         if option == "fedresprompt":
             more = ["strategy=controller_mean", "baselines=none"]
+        if option == "fedgrass":
+            more = ["strategy=row_mean", "client.clip_norm=0"]
         compose_run(["experiment=smoke", setting, *more])
 
 

@@ -15,6 +15,7 @@ from fedllm_flwr.settings.runtime import NODE_LOCAL_FIELDS, RuntimeConfig
         ({"state_cache_mib": -1}, r"runtime\.state_cache_mib: expected >= 0 \(0 = off\), got -1"),
         ({"gpus_per_worker": -0.5}, r"runtime\.gpus_per_worker: expected >= 0"),
         ({"node_wait_seconds": 0.0}, r"runtime\.node_wait_seconds: expected > 0"),
+        ({"max_message_mb": 0.0}, r"runtime\.max_message_mb: expected > 0, got 0\.0"),
     ],
 )
 def test_what_is_out_of_range_is_named(changes: dict[str, Any], match: str) -> None:
