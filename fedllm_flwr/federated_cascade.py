@@ -26,12 +26,13 @@ from fedllm_flwr.cascading import (
     said_threshold,
 )
 from fedllm_flwr.config import RunConfig
-from fedllm_flwr.core import only_writer, quiet_flower
+from fedllm_flwr.core import quiet_flower
 from fedllm_flwr.errors import ConfigError, FedLLMError
 from fedllm_flwr.runs.atomic import write_json
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.environment import environment
 from fedllm_flwr.runs.progress import Progress
+from fedllm_flwr.runs.writer import only_writer
 from fedllm_flwr.settings.adaptation import ModelConfig
 from fedllm_flwr.settings.cascade import CascadeConfig
 from fedllm_flwr.tasks.base import Row, Task
