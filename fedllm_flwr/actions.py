@@ -123,13 +123,20 @@ def _status(composed: Composed, overrides: Sequence[str]) -> int:
 
 
 def _evaluate(composed: Composed, overrides: Sequence[str]) -> int:
-    """Evaluate a run's final adapter on the task's whole test split, in this process; JSON on standard output."""
+    """Evaluate what a run left, in this process; JSON on standard output.
+
+    On the task's whole test split, or with ``probe=`` on a probe of social bias.
+    """
     from fedllm_flwr.evaluation import evaluate_run
+    from fedllm_flwr.probing import probe_run
 
     directory = RunDirectory.open(_needed(composed))
-    _only(overrides, "evaluate", "runtime")
+    _only(overrides, "evaluate", "runtime", "probe=")
     runtime = chosen_runtime(directory, composed.config.runtime, overrides)
-    print(json.dumps(evaluate_run(directory, runtime)))
+    if composed.probe:
+        print(json.dumps(probe_run(directory, runtime, composed.probe)))
+    else:
+        print(json.dumps(evaluate_run(directory, runtime)))
     return 0
 
 

@@ -31,6 +31,7 @@ DOOR_KEYS = (
     "format",
     "replay",
     "prices",
+    "probe",
     "forget",
     "removal",
     "verify",
@@ -42,6 +43,7 @@ READ_BY = {
     "format": ("costs", "cascade"),
     "replay": ("cascade",),
     "prices": ("cascade",),
+    "probe": ("evaluate",),
     "forget": ("unlearn",),
     "removal": ("unlearn",),
     "verify": ("unlearn",),
@@ -78,6 +80,7 @@ class Composed:
     format: str = ""
     replay: str = ""
     prices: str = ""
+    probe: str = ""
     forget: str = ""
     removal: str = ""
     verify: str = ""

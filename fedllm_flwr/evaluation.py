@@ -1,7 +1,8 @@
 """Evaluate what a run left: its exported adapter, on the task's whole test split, without Flower."""
 
 import dataclasses
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,33 @@ def evaluate_run(directory: RunDirectory, runtime: RuntimeConfig | None) -> dict
     Raises:
         ConfigError: The run has left no adapter.
     """
+    folder = exported_folder(directory)
+    config = resumed_config(directory, runtime)
+    work = open_workspace(whole_json(config))
+    encoder = work.encoder()
+    with exported_model(config, folder, work.backbone) as model:
+        sums = evaluate(
+            work.backbone,
+            encoder.encode(work.task.splits["test"]),
+            head_token_ids=encoder.head_token_ids,
+            label_token_ids=encoder.label_token_ids,
+            **model,
+        )
+    tally = Tally(**dataclasses.asdict(sums))
+    return {
+        "run": str(directory.path),
+        **tally.figures(work.task.kind),
+        "test_rows": len(work.task.splits["test"]),
+        **_reservations(config),
+    }
+
+
+def exported_folder(directory: RunDirectory) -> Path:
+    """Where a finished run has left its model.
+
+    Raises:
+        ConfigError: It has left none, or one that works only between clients and a server.
+    """
     folder = directory.path / "adapter"
     if (folder / CONTROLLER_FILE).exists():
         raise ConfigError(
@@ -50,35 +78,32 @@ def evaluate_run(directory: RunDirectory, runtime: RuntimeConfig | None) -> dict
         raise ConfigError(
             f"{directory.path}: expected a finished run with adapter/, found none; resume it first"
         )
-    config = resumed_config(directory, runtime)
-    work = open_workspace(whole_json(config))
-    encoder = work.encoder()
-    rows = encoder.encode(work.task.splits["test"])
-    measure = partial(
-        evaluate,
-        work.backbone,
-        rows,
-        head_token_ids=encoder.head_token_ids,
-        label_token_ids=encoder.label_token_ids,
-    )
+    return folder
+
+
+@contextmanager
+def exported_model(config: RunConfig, folder: Path, backbone: Backbone) -> Iterator[dict[str, Any]]:
+    """Read what a run has left, and have the backbone compute with it.
+
+    Args:
+        config: Of the run.
+        folder: Its ``adapter/``.
+        backbone: Its model.
+
+    Yields:
+        The arguments by which :mod:`fedllm_flwr.training.evaluate` computes with it.
+    """
     if isinstance(config.method, FedPromptConfig):
         prompt = import_prompt(folder)
-        sums = measure(adapter=prompt.flat, spec=prompt.spec, fixed_ids=prompt.fixed_ids)
+        yield {"adapter": prompt.flat, "spec": prompt.spec, "fixed_ids": prompt.fixed_ids}
     elif isinstance(config.method, FedGrassConfig):
-        weights = _exported_weights(folder, work.backbone, config.method.target_modules)
-        with weights_active(work.backbone, weights):
-            sums = measure()
+        weights = _exported_weights(folder, backbone, config.method.target_modules)
+        with weights_active(backbone, weights):
+            yield {}
     else:
         _, factors = import_peft(folder)
         # as a delta, since ranks may differ between layers
-        sums = measure(delta={name: product_of(layer) for name, layer in factors.items()})
-    tally = Tally(**dataclasses.asdict(sums))
-    return {
-        "run": str(directory.path),
-        **tally.figures(work.task.kind),
-        "test_rows": len(work.task.splits["test"]),
-        **_reservations(config),
-    }
+        yield {"delta": {name: product_of(layer) for name, layer in factors.items()}}
 
 
 def _exported_weights(
