@@ -23,6 +23,7 @@ from fedllm_flwr.averaging import product_of
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.core import chosen_runtime, resumed_config
 from fedllm_flwr.errors import ConfigError
+from fedllm_flwr.limits import BoundedGrid
 from fedllm_flwr.models.export import import_peft
 from fedllm_flwr.models.export_prompts import import_prompt
 from fedllm_flwr.models.generation import Adaptation
@@ -129,6 +130,7 @@ def examine_run(
     own = replace(chosen, data_path=runtime.data_path, model_path=runtime.model_path)
     config = resumed_config(source, own)
     account, began = _Account(run), time.monotonic()
+    grid = BoundedGrid(grid, config.runtime.max_message_mb)
     hosting = Hosting(grid, config.runtime.node_wait_seconds, account.note, account.count)
     hosting.refresh()
     examination = Examination(config, hosting, account, question.client)

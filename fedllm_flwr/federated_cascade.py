@@ -28,6 +28,7 @@ from fedllm_flwr.cascading import (
 from fedllm_flwr.config import RunConfig
 from fedllm_flwr.core import quiet_flower
 from fedllm_flwr.errors import ConfigError, FedLLMError
+from fedllm_flwr.limits import BoundedGrid
 from fedllm_flwr.runs.atomic import write_json
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.environment import environment
@@ -176,6 +177,7 @@ def _exchanges(
     tiers: Sequence[Tier],
 ) -> dict[str, Any]:
     """Everything that crosses the wire; returns the summary without bytes and time."""
+    grid = BoundedGrid(grid, config.runtime.max_message_mb)
     hosting = Hosting(grid, config.runtime.node_wait_seconds, account.note, account.count)
     hosting.refresh()
     summary: dict[str, Any] = {"experiment": config.experiment, "action": action, "seed": config.seed,

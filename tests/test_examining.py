@@ -75,8 +75,17 @@ def test_a_flower_run_answers_a_question_into_its_folder(
 def test_a_client_that_says_no_stops_it_and_the_folder_says_why(
     finished: RunDirectory, edge_grid: Fixture, tmp_path: Path
 ) -> None:
-    write_question(tmp_path / "q", Question(str(finished.path), 1))
     runtime = run_config(finished.manifest["config"]).runtime
+    write_question(tmp_path / "small", Question(str(finished.path), 1))
+    small = replace(runtime, max_message_mb=1e-5, node_wait_seconds=0.1)
+    with pytest.raises(
+        RunStoppedError, match="0 of unknown places are taken"
+    ):  # every answer is too large
+        examine_run(
+            edge_grid(2), str(finished.path), str(tmp_path / "small"), small,
+            ["runtime.max_message_mb=1e-5", "runtime.node_wait_seconds=0.1"],
+        )  # fmt: skip
+    write_question(tmp_path / "q", Question(str(finished.path), 1))
     with pytest.raises(RunStoppedError, match="expected one that has asked to be forgotten"):
         examine_run(edge_grid(2), str(finished.path), str(tmp_path / "q"), runtime, [])
     [event] = RunDirectory.open(tmp_path / "q").records("event")

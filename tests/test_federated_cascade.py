@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import ConfigRecord
 
 from fedllm_flwr import actions
 from fedllm_flwr.compose import compose_run
@@ -106,6 +107,25 @@ def test_too_few_answers_stop_it_with_a_reason_in_the_run_directory(
     assert not run.is_finished
     assert run_status(run)["reason"].startswith("queries: 0 of 4 clients")
     assert {r["message"] for r in run.records("bytes")} == {"query", "query.pending"}
+
+
+def test_an_answer_that_is_too_large_counts_for_nothing(edge_grid: Fixture, tmp_path: Path) -> None:
+    words = [
+        "action=calibrate",
+        *SMALL,
+        "runtime.max_message_mb=0.01",
+        f"out_dir={tmp_path / 'out'}",
+    ]
+    composed = compose_run(words)
+
+    def huge(asked: Any, replies: Any) -> Any:
+        for reply in replies:
+            if asked[0].metadata.message_type == "query.calibrate":
+                reply.content["more"] = ConfigRecord({"x": "y" * 20_000})
+        return replies
+
+    with pytest.raises(RunStoppedError, match="0 of 4 clients gave a good answer"):
+        federate(edge_grid(2, huge), composed.config, composed.cascade, "calibrate")
 
 
 @pytest.mark.parametrize("name", ["plain", "it's", 'a "b"', "a, b: [c] {d}", "ünï"])
