@@ -193,8 +193,10 @@ def open_workspace(config_json: str) -> Workspace:
     task = load_task(config.task.options(config.runtime.data_path), config.rows_seed)
     clients = shadowed(config, partition(task, config.partition, config.rows_seed))
     work = Workspace(config, task, clients)
-    if work.is_split:
-        work.encoder()
+    method = config.method
+    if isinstance(method, FedResPromptConfig):
+        if method.server_model != "surrogate":  # which has no tokens
+            work.encoder()
     else:
         work.backbone  # noqa: B018  # a node without its model fails here, for all of its clients
     return work

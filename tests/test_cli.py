@@ -56,7 +56,7 @@ FILES = {
 
 WRONG: dict[str, tuple[list[str], str]] = {
     "experiment": (["experiment=nothing"], "experiment: expected one of .*smoke.*, got 'nothing'"),
-    "group": (["experiment=smoke", "task=poems"], "task: expected one of csv, .*, got 'poems'"),
+    "group": (["experiment=smoke", "task=poems"], "task: expected one of .*csv, .*, got 'poems'"),
     "key": (["experiment=smoke", "method.rnak=4"], "method.rnak: unknown key"),
     "added key": (["experiment=smoke", "+method.rnak=4"], "method: unknown key 'rnak'; known keys: name, rank"),
     "no key": (["smoke"], "smoke"),

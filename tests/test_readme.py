@@ -66,6 +66,7 @@ def words_of(line: str) -> list[str]:
 
 def check_fedllm(words: list[str]) -> None:
     if words[0] in (
+        "daemon",
         "deploy",
         "init",
     ):  # tests/deployment/test_guide.py reads them with their own parsers

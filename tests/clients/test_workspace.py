@@ -176,11 +176,19 @@ def test_what_is_wrong_with_the_data_stays_in_the_nodes_log(
     assert "own.csv, line 42" in caplog.text
 
 
-@pytest.mark.parametrize("method", ["fedlora", "fedresprompt"])
+@pytest.mark.parametrize(
+    "method",
+    [("method=fedlora",), ("method=fedresprompt", "method.server_model=lm")],
+    ids=["fedlora", "fedresprompt"],
+)
 def test_where_a_nodes_model_lies_is_the_nodes_own(
-    method: str, micro: Fixture, asking: Fixture, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    method: tuple[str, ...],
+    micro: Fixture,
+    asking: Fixture,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    config = micro(f"method={method}", "model=path")
+    config = micro(*method, "model=path")
     with pytest.raises(AssetError, match="this node cannot read its model") as caught:
         read(asking(config, 0), node(model_path=str(tmp_path / "hospital-7")))
     assert "hospital-7" not in str(caught.value)
