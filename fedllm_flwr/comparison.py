@@ -152,7 +152,11 @@ def _trial(
     config: RunConfig, hosting: Hosting, journal: Journal, name: str, kind: str, rate: float
 ) -> float:
     """How good a rate is on validation rows; one with which training breaks down is the worst of all."""
-    rounds = config.baselines.tuning_rounds
+    rounds, rows = config.baselines.tuning_rounds, config.baselines.tuning_rows
+    if rows:
+        most = min(rows, config.partition.max_train_rows_per_client or rows)
+        smaller = dataclasses.replace(config.partition, max_train_rows_per_client=most)
+        config = dataclasses.replace(config, partition=smaller)
     recorder = Recorder(journal.note)
     short = unfederated(config, rate, rounds)
     try:

@@ -126,6 +126,19 @@ def test_a_choice_that_was_interrupted_goes_on_with_what_is_left(
     ]
 
 
+def test_a_trial_may_take_fewer_rows_than_the_run(
+    micro: Fixture, edge_grid: Fixture, tmp_path: Path
+) -> None:
+    config = micro("num_rounds=1", RATES, "baselines.tuning_rows=2")
+    stage = Stage(config, edge_grid(), RunDirectory.create(tmp_path / "run", {}))
+    best_learning_rate(config, stage.hosting, stage.journal, "federated", "classification")
+    asked = [json.loads(m.content["instruction"]["body"]) for m in stage.grid.sent
+             if m.metadata.message_type == "train"]  # fmt: skip
+    configs = [body["config"] for body in asked]
+    assert {c["partition"]["max_train_rows_per_client"] for c in configs} == {2}
+    assert config.partition.max_train_rows_per_client != 2, "the run keeps its own"
+
+
 def test_a_rate_that_breaks_training_down_is_the_worst_of_all(
     micro: Fixture, edge_grid: Fixture, tmp_path: Path
 ) -> None:

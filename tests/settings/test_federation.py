@@ -13,6 +13,7 @@ from fedllm_flwr.settings.federation import BaselinesConfig, FairnessConfig, Str
         (StrategyConfig, {"name": "stack", "server_optimizer": "adam"}, r"strategy\.server_optimizer: expected one of"),
         (StrategyConfig, {"name": "stack", "server_momentum": 1.0}, r"strategy\.server_momentum: expected in \[0, 1\)"),
         (BaselinesConfig, {"name": "all", "tuning_rounds": 0}, r"baselines\.tuning_rounds: expected >= 1, got 0"),
+        (BaselinesConfig, {"name": "all", "tuning_rows": -1}, r"baselines\.tuning_rows: expected >= 0, got -1"),
         (BaselinesConfig, {"name": "all", "local_tuning_steps": 0}, r"local_tuning_steps: expected >= 1, got 0"),
         (BaselinesConfig, {"name": "all", "learning_rates": (0.0,)}, r"baselines\.learning_rates: expected all > 0"),
         (FairnessConfig, {"name": "group_dro"}, r"fairness=group_dro and fairness\.groups=none"),
