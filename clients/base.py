@@ -26,7 +26,7 @@ from fedllm_flwr.settings.methods import FedResPromptConfig
 from fedllm_flwr.settings.privacy import SamplePrivacy as SamplePrivacyConfig
 from fedllm_flwr.training.black_box import BlackBoxResult
 from fedllm_flwr.training.evaluate import row_scores
-from fedllm_flwr.training.local import ClientJob, LocalResult
+from fedllm_flwr.training.jobs import ClientJob, LocalResult
 from fedllm_flwr.training.local import train as train_jobs
 from fedllm_flwr.training.settings import LocalSettings, SamplePrivacy, Side
 from fedllm_flwr.training.stacks import AdapterSpec

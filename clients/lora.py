@@ -26,7 +26,7 @@ from fedllm_flwr.models.adapters import AdapterLayout, LoraSpec, Side, initial_f
 from fedllm_flwr.seeding import derive_seed
 from fedllm_flwr.settings.methods import FedLoraConfig
 from fedllm_flwr.settings.unlearning import run_signs
-from fedllm_flwr.training.local import ClientJob, LocalResult
+from fedllm_flwr.training.jobs import ClientJob, LocalResult
 from fedllm_flwr.training.local import train as train_jobs
 
 

@@ -42,7 +42,7 @@ from fedllm_flwr.training.black_box import (
     random_projection,
     train_black_box,
 )
-from fedllm_flwr.training.local import ClientJob, LocalResult
+from fedllm_flwr.training.jobs import ClientJob, LocalResult
 from fedllm_flwr.training.local import train as train_jobs
 
 CLUSTER = "cluster/"

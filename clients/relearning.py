@@ -11,7 +11,7 @@ from fedllm_flwr.models.generation import Adaptation
 from fedllm_flwr.seeding import derive_seed
 from fedllm_flwr.settings.methods import FedLoraConfig
 from fedllm_flwr.tasks.encode import Encoded, Encoder
-from fedllm_flwr.training.local import ClientJob
+from fedllm_flwr.training.jobs import ClientJob
 from fedllm_flwr.training.local import train as train_jobs
 
 

@@ -17,7 +17,7 @@ from fedllm_flwr.models.generation import Adaptation
 from fedllm_flwr.runs import checkpoints
 from fedllm_flwr.seeding import derive_seed, numpy_generator
 from fedllm_flwr.settings.methods import FedLoraConfig, FedPromptConfig
-from fedllm_flwr.training.local import ClientJob
+from fedllm_flwr.training.jobs import ClientJob
 from fedllm_flwr.unlearning.verdict import CONTROLS
 from strategies.observer import MERGING
 

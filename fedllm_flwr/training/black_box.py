@@ -21,7 +21,7 @@ from fedllm_flwr.models.backbone import Backbone
 from fedllm_flwr.prompts import PromptSpec
 from fedllm_flwr.seeding import derive_seed, numpy_generator
 from fedllm_flwr.training.evaluate import row_scores
-from fedllm_flwr.training.local import ClientJob, LocalResult, failed, labelled, problem_of
+from fedllm_flwr.training.jobs import ClientJob, LocalResult, failed, labelled, problem_of
 from fedllm_flwr.training.memory import FREE_MEMORY
 
 LOG = logging.getLogger(__name__)
