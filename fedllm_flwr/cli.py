@@ -119,8 +119,11 @@ def _main(given: list[str]) -> int:
     if flags:
         return _sweep(given, overrides)
     from fedllm_flwr.actions import act
+    from fedllm_flwr.unread import refuse_unread
 
     composed = compose_run(overrides, find_project(Path.cwd()))
+    if composed.action == "run":
+        refuse_unread([composed.config], overrides)
     return act(composed, overrides)
 
 
@@ -141,6 +144,7 @@ def _sweep(given: list[str], overrides: list[str]) -> int:
     from fedllm_flwr.actions import compare_sweep, sweep_superlink
     from fedllm_flwr.compose import compose_run
     from fedllm_flwr.preflight import preflight
+    from fedllm_flwr.unread import refuse_unread
 
     project = find_project(Path.cwd())
     jobs = [compose_run(job, project) for job in expand(overrides)]
@@ -150,6 +154,7 @@ def _sweep(given: list[str], overrides: list[str]) -> int:
             f"action={others[0]} and --multirun: a sweep runs experiments, use action=run"
         )
     configs = [job.config for job in jobs]
+    refuse_unread(configs, overrides)
     for config in configs:
         preflight(config)
     if not any(o.startswith("hydra.sweep.dir=") for o in overrides):
