@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
-"""Adapted layer -> A [K, r, i] and B [K, o, r], float32."""
+"""Adapted layer -> A [K, r, i] and B [K, o, r], float32; see :func:`adapter_dtype`."""
 Past = tuple[Tensor, Tensor]
 """Rotated keys and values [kv, p, f] of p tokens ahead of every row; nothing in them is trained."""
 Slopes = Mapping[str, tuple[Tensor | None, Tensor | None]]
@@ -217,12 +217,12 @@ def fan(
     adapted = [(k, factors[name]) for k, (name, _) in enumerate(layers) if name in factors]
     if not adapted:
         return outputs, None
-    down = torch.cat([lora_a for _, (lora_a, _) in adapted], dim=1)
-    inner = _product(inputs.to(down.dtype), down.transpose(1, 2)).mul_(scaling)
+    dtype = adapter_dtype(inputs, adapted[0][1][0])
+    down = torch.cat([lora_a for _, (lora_a, _) in adapted], dim=1).to(dtype)
+    inner = _product(inputs.to(dtype), down.transpose(1, 2)).mul_(scaling)
     pieces = inner.chunk(len(adapted), dim=-1)
     for (k, (_, lora_b)), piece in zip(adapted, pieces, strict=True):
-        update = _product(piece, lora_b.transpose(1, 2)).view(outputs[k].shape)
-        torch.add(outputs[k], update, out=outputs[k])  # summed in float32, rounded once
+        _add_product(outputs[k], piece, lora_b.to(dtype).transpose(1, 2))
     return outputs, FanTape(down, inner)
 
 
@@ -266,7 +266,7 @@ def fan_backward(
     backs = []
     for (k, name), inner in zip(adapted, tape.inner.chunk(len(adapted), dim=-1), strict=True):
         wide = slopes[k].to(tape.down.dtype)
-        backs.append(_product(wide, factors[name][1]))
+        backs.append(_product(wide, factors[name][1].to(tape.down.dtype)))
         if (d_b := gradients[name][1]) is not None:
             d_b.copy_(_outer(inner, wide).transpose(1, 2))
     back = torch.cat(backs, dim=-1).mul_(scaling)
@@ -276,8 +276,27 @@ def fan_backward(
         for target, value in zip(targets, d_down, strict=True):
             target.copy_(value)
     if result is not None:
-        torch.add(result, _product(back, tape.down).view(result.shape), out=result)
+        _add_product(result, back, tape.down)
     return result
+
+
+def adapter_dtype(states: Tensor, factor: Tensor) -> torch.dtype:
+    """What the products with adapters are computed in: bfloat16 where the states are, as mixed precision does.
+
+    Their sums, the factors that are trained and the optimizer stay in float32. float16 would lose small gradients, so
+    with it the products are the factors' float32 too.
+    """
+    return torch.bfloat16 if states.dtype == torch.bfloat16 else factor.dtype
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add [K, n, p] times [K, p, q] to [N, q] in place; summed in the wider type, rounded once."""
+    if total.dtype != left.dtype:
+        torch.add(total, _product(left, right).view(total.shape), out=total)
+    elif len(right) == 1:
+        total.addmm_(left[0], right[0])
+    else:
+        total.view(len(right), -1, total.shape[-1]).baddbmm_(left, right)
 
 
 def _sums(states: Tensor) -> torch.dtype:

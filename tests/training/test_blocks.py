@@ -185,3 +185,35 @@ def test_fan(clients: int, adapted: tuple[str, ...], side: str) -> None:
     for one, other in zip(written, wanted_slopes[1:], strict=True):
         if one is not None:
             torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("clients", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_fan_in_half_precision_is_the_wide_one_to_rounding(
+    clients: int, dtype: torch.dtype
+) -> None:
+    """Products of adapters take bfloat16 where the states have it; with float16 they stay in the factors' float32."""
+    layer = nn.Linear(16, 24, bias=False, dtype=dtype).requires_grad_(False)
+    layer.weight.copy_(draw(24, 16) / 4)
+    wide_layer = nn.Linear(16, 24, bias=False, dtype=torch.float64).requires_grad_(False)
+    wide_layer.weight.copy_(layer.weight)
+    pair = (draw(clients, 4, 16, seed=1).float(), draw(clients, 24, 4, seed=2).float() / 4)
+    states, slope = draw(clients * 8, 16, seed=3).to(dtype), draw(clients * 8, 24, seed=4).to(dtype)
+
+    def both_ways(linear_layer: nn.Linear, kind: torch.dtype, values: tuple[Tensor, ...]) -> list[Tensor]:  # fmt: skip
+        factors, slots = {"one": values}, {"one": tuple(torch.zeros_like(v) for v in values)}
+        layers = [("one", linear_layer)]
+        [output], tape = fan(states.to(kind), layers, factors, 2.0)
+        back = fan_backward([slope.to(kind)], states.to(kind), tape, layers, factors, scaling=2.0,
+                            gradients=slots)  # fmt: skip
+        assert tape is not None
+        assert back is not None
+        assert tape.inner.dtype == (kind if kind in (torch.bfloat16, torch.float64) else torch.float32)  # fmt: skip
+        assert all(slot.dtype == value.dtype for slot, value in zip(slots["one"], values, strict=True))  # fmt: skip
+        return [output, back, *slots["one"]]
+
+    with torch.no_grad():
+        found = both_ways(layer, dtype, pair)
+        wanted = both_ways(wide_layer, torch.float64, tuple(value.double() for value in pair))
+    for one, other in zip(found, wanted, strict=True):
+        assert (one.double() - other).norm() < 3 * torch.finfo(dtype).eps * other.norm()
