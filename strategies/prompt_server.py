@@ -23,7 +23,7 @@ from fedllm_flwr.settings.methods import FedResPromptConfig
 from fedllm_flwr.tasks.base import Task
 from fedllm_flwr.tasks.encode import build_encoder
 from fedllm_flwr.training.server_half import Placement, ServerHalf
-from fedllm_flwr.training.server_texts import TextKeys
+from fedllm_flwr.training.server_texts import keys_of
 from strategies.exchange import ClientReply, checked_number
 
 ROWS_PER_PASS = 64
@@ -125,7 +125,7 @@ class PromptServer:
         targets = whole.targets
         losses, gradients = [], []
         for rows in self._passes(whole):
-            half = self._half(whole, rows, keep=True)
+            half = self._half(whole, rows)
             loss, gradient = half.loss_and_gradient(whole.values[rows], targets[rows])
             losses.append(loss.detach())
             gradients.append(gradient.detach())
@@ -146,9 +146,7 @@ class PromptServer:
         """Of each client's rows the gradients [B, m, d], from slopes [B, K] of losses that the server never sees."""
         whole, slope = _together(batch), torch.cat(list(slopes))
         found = [
-            self._half(whole, rows, keep=True).gradient_from_logit_slope(
-                whole.values[rows], slope[rows]
-            )
+            self._half(whole, rows).gradient_from_logit_slope(whole.values[rows], slope[rows])
             for rows in self._passes(whole)
         ]
         return list(torch.cat(found).detach().split([len(own.values) for own in batch]))
@@ -187,18 +185,14 @@ class PromptServer:
         backbone, words = self._model
         return ServerHalf(backbone, token_ids=words)
 
-    @cached_property
-    def _keys(self) -> TextKeys:
-        return TextKeys(self._model[0])
-
-    def _half(self, whole: Prompts, rows: slice, *, keep: bool = False) -> Half:
-        """The model for some of the rows; what it computes of training rows' texts is kept for their next exchange."""
+    def _half(self, whole: Prompts, rows: slice) -> Half:
+        """The model for some of the rows; what it computes of their texts is kept for the next time."""
         if whole.texts is None:
             return self._without_text
         backbone, words = self._model
         placement = PLACEMENTS[self._method.server_text]
         texts = whole.texts[rows]
-        with_keys = self._keys.kept if keep else self._keys.found
+        with_keys = keys_of(backbone).kept
         return ServerHalf(
             backbone, token_ids=words, text_ids=texts, placement=placement, with_keys=with_keys
         )

@@ -70,7 +70,7 @@ class ServerHalf:
             self._cache = fixed_cache(backbone, text_ids[0])
             self._texts = None if self._cache is not None else self._texts
         elif fixed_cache(backbone, [0]) is not None:  # the model can go on from keys and values
-            self._texts = (with_keys or TextKeys(backbone, 0).found)(text_ids)
+            self._texts = (with_keys or TextKeys(backbone, 0).kept)(text_ids)
 
     @property
     def num_classes(self) -> int:

@@ -6,8 +6,11 @@ again. Each text is computed alone: its values then have the same bits, whatever
 Axes: B texts, n tokens of the longest, kv key heads, f size of a head.
 """
 
+import random
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,7 +18,7 @@ from torch.nn.functional import pad
 
 from fedllm_flwr.models.backbone import Backbone
 
-KEPT_BYTES = 2**30
+KEPT_BYTES = 2**31
 """Keys and values that are kept; about 2 MB for 100 tokens of a model of 135 million parameters in bfloat16."""
 Layers = tuple[tuple[Tensor, Tensor], ...]
 
@@ -62,7 +65,7 @@ def padded(text_ids: Sequence[Sequence[int]], device: torch.device) -> Texts:
 
 
 class TextKeys:
-    """Keys and values of texts, kept while there is room: the first texts stay, later ones are computed each time.
+    """Keys and values of texts, kept within a budget of memory; a text drawn at random makes room for a new one.
 
     Args:
         backbone: A model that can go on from keys and values alone.
@@ -70,25 +73,22 @@ class TextKeys:
     """
 
     def __init__(self, backbone: Backbone, most_bytes: int = KEPT_BYTES) -> None:
-        self._backbone = backbone
-        self._room = most_bytes
+        self._backbone = weakref.proxy(
+            backbone
+        )  # which may be the key under which this object is kept
+        self._most_bytes = most_bytes
+        self._held_bytes = 0
         self._kept: dict[tuple[int, ...], Layers] = {}
+        self._random = random.Random(0)
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def kept(self, text_ids: Sequence[Sequence[int]]) -> Texts:
-        """Texts with keys and values, which are kept for the next time: for rows that come again."""
-        return self._joined(text_ids, keep=True)
-
-    def found(self, text_ids: Sequence[Sequence[int]]) -> Texts:
-        """The same, and what is not there yet is not kept: for rows that come once in a while."""
-        return self._joined(text_ids, keep=False)
-
-    def _joined(self, text_ids: Sequence[Sequence[int]], *, keep: bool) -> Texts:
+        """Texts with keys and values, which are kept for the next time."""
         texts = padded(text_ids, self._backbone.device)
         longest = texts.ids.shape[1]
-        own = [self._layers(tuple(text), keep=keep) for text in text_ids]
+        own = [self._layers(tuple(text)) for text in text_ids]
         layers = tuple(
             (
                 _stacked([keys for keys, _ in layer], longest),
@@ -98,14 +98,17 @@ class TextKeys:
         )
         return Texts(texts.ids, texts.lengths, layers)
 
-    def _layers(self, text: tuple[int, ...], *, keep: bool) -> Layers:
+    def _layers(self, text: tuple[int, ...]) -> Layers:
         if text in self._kept:
             return self._kept[text]
         layers = self._computed(text)
-        size = sum(part.nbytes for layer in layers for part in layer)
-        if keep and size <= self._room:
-            self._room -= size
+        size = _bytes(layers)
+        if size <= self._most_bytes:
+            while self._held_bytes + size > self._most_bytes:
+                gone = self._random.choice(list(self._kept))
+                self._held_bytes -= _bytes(self._kept.pop(gone))
             self._kept[text] = layers
+            self._held_bytes += size
         return layers
 
     @torch.no_grad()
@@ -113,6 +116,20 @@ class TextKeys:
         ids = torch.tensor([text], device=self._backbone.device)
         output = self._backbone.model.base_model(input_ids=ids, use_cache=True)
         return tuple((layer.keys[0], layer.values[0]) for layer in output.past_key_values.layers)
+
+
+_OF: "WeakKeyDictionary[Backbone, TextKeys]" = WeakKeyDictionary()
+
+
+def keys_of(backbone: Backbone) -> TextKeys:
+    """What this process keeps for a model: of all trials and runs that it serves one after the other."""
+    if backbone not in _OF:
+        _OF[backbone] = TextKeys(backbone)
+    return _OF[backbone]
+
+
+def _bytes(layers: Layers) -> int:
+    return sum(part.nbytes for layer in layers for part in layer)
 
 
 def _stacked(parts: Sequence[Tensor], longest: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from fedllm_flwr.errors import WireError
 from fedllm_flwr.reservoir import cross_entropy
 from fedllm_flwr.tasks.catalog import load_task
+from fedllm_flwr.training.server_texts import keys_of
 from strategies.exchange import ClientReply
 from strategies.prompt_server import Prompts, PromptServer
 
@@ -69,15 +70,18 @@ def test_slopes_of_private_labels_give_the_same_gradients(case: str, server: Fix
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_texts_of_training_rows_are_kept_and_those_of_evaluations_are_not(server: Fixture) -> None:
+def test_texts_are_computed_once_for_training_and_evaluation(server: Fixture) -> None:
     made, together = server(*CASES["after"]), batch(3, 1, texts=True)
+    backbone, _ = made._model
+    keys = keys_of(backbone)
     made.logits(together)
-    assert len(made._keys) == 0
+    assert len(keys) >= len({text for own in together for text in own.texts or ()})
+    known = len(keys)
     first = made.losses_and_gradients(together)
-    assert len(made._keys) == len({text for own in together for text in own.texts or ()})
     for (losses, gradients), again in zip(first, made.losses_and_gradients(together), strict=True):
         assert torch.equal(losses, again[0])
         assert torch.equal(gradients, again[1])
+    assert len(keys_of(backbone)) == known
 
 
 def test_no_rows_have_no_logits(server: Fixture) -> None:
