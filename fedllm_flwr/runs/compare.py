@@ -30,7 +30,8 @@ from fedllm_flwr.runs.units import human_bytes, human_figure, human_seconds
 
 STEM = "comparison"
 CAPTION = (
-    "Mean ± standard deviation (n - 1) over the n finished runs that differ in their seed only."
+    "Mean ± standard deviation (n - 1) over the n finished runs that differ in their seed only; in brackets the 95 % "
+    "interval of the mean (Student's t)."
 )
 FORMATS = {"uplink_bytes": human_bytes, "downlink_bytes": human_bytes, "seconds": human_seconds}
 
@@ -109,7 +110,11 @@ def _mean(group: Group, column: str) -> str:
     show = FORMATS.get(column, human_figure)
     # Bytes and the like often do not vary at all; a quality that does not vary is worth telling.
     varies = deviation > 0 or column in QUALITIES
-    return f"{show(mean)} ± {show(deviation)}" if len(group.finished) > 1 and varies else show(mean)
+    if len(group.finished) < 2 or not varies:
+        return show(mean)
+    interval = group.interval(column) if column in QUALITIES else None
+    bounds = f"\n({show(interval[0])} to {show(interval[1])})" if interval else ""
+    return f"{show(mean)} ± {show(deviation)}{bounds}"
 
 
 def _markdown(

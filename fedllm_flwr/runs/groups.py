@@ -1,11 +1,14 @@
 """Runs of a sweep: what each came to, which settings differ, and which runs differ in their seed only."""
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from scipy.special import stdtrit
 
 from fedllm_flwr.errors import FedLLMError
 from fedllm_flwr.runs.breakdown import method_bytes
@@ -15,6 +18,7 @@ from fedllm_flwr.runs.units import human_figure
 
 QUALITIES = (
     "accuracy",
+    "mean_client_accuracy",
     "worst_client_accuracy",
     "worst_decile_accuracy",
     "worst_group_accuracy",
@@ -80,6 +84,19 @@ class Group:
         if not values:
             return None
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def interval(self, figure: str) -> tuple[float, float] | None:
+        """The 95 % interval of a figure's mean over seeds (Student's t), an accuracy's cut at 0 and 1.
+
+        None below two finished runs.
+        """
+        values = [row.figures[figure] for row in self.finished if figure in row.figures]
+        if len(values) < 2:
+            return None
+        mean, deviation = statistics.fmean(values), statistics.stdev(values)
+        half = float(stdtrit(len(values) - 1, 0.975)) * deviation / math.sqrt(len(values))
+        low, high = mean - half, mean + half
+        return (max(low, 0.0), min(high, 1.0)) if figure.endswith("accuracy") else (low, high)
 
 
 def read_rows(paths: Sequence[Path]) -> list[Row]:

@@ -42,8 +42,8 @@ def test_a_sweep_leaves_tables_and_a_plot(sweep: list[Path], tmp_path: Path, cap
               "downlink", "time"]  # fmt: skip
     assert groups[0] == header
     assert [row[:4] for row in groups[2:]] == [
-        ["1", "4", "3", "0.875 ± 0.062"],
-        ["2", "8", "2 of 3", "0.844 ± 0.044"],
+        ["1", "4", "3", "0.875 ± 0.062 (0.720 to 1.000)"],
+        ["2", "8", "2 of 3", "0.844 ± 0.044 (0.447 to 1.000)"],
     ]
     assert runs[0][:4] == ["run", "status", "seed", "accuracy"]
     assert [row[:4] for row in runs[-2:]] == [

@@ -1,6 +1,6 @@
 import pytest
 
-from fedllm_flwr.runs.groups import differing_keys, make_groups, read_rows
+from fedllm_flwr.runs.groups import Group, Row, differing_keys, make_groups, read_rows
 
 
 def method(rank: int) -> dict:
@@ -91,3 +91,15 @@ def test_the_figures_of_the_selected_round_count(make_run) -> None:
     run = make_run()
     run.write_summary({"selected_round": 3, "loss": 1.125})
     assert read_rows([run.path])[0].figures["accuracy"] == 0.875
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    """By hand: of 1, 2, 3 the mean is 2, the deviation 1, and t(2, 0.975) = 4.302653."""
+    runs = [
+        Row(str(v), "finished", {}, {"loss": float(v), "accuracy": v / 4}) for v in (1, 2, 3)
+    ] + [Row("cut", "unfinished", {}, {"loss": 99.0})]
+    group = Group({}, runs)
+    assert group.interval("loss") == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    assert group.interval("accuracy") == pytest.approx((0.0, 1.0))
+    assert group.interval("absent") is None
+    assert Group({}, runs[:1]).interval("loss") is None
