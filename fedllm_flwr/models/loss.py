@@ -59,32 +59,6 @@ def frozen_head_losses(
     return _FrozenHeadLosses.apply(hidden, head, targets, bias, transform)
 
 
-def frozen_head_loss(
-    hidden: Tensor,
-    head: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    *,
-    bias: Tensor | None = None,
-    transform: LogitTransform = IDENTITY,
-) -> Tensor:
-    """Weighted sum of the rows' cross-entropies.
-
-    Args:
-        hidden: As in :func:`frozen_head_losses`.
-        head: As in :func:`frozen_head_losses`.
-        targets: As in :func:`frozen_head_losses`.
-        weights: Weight [n] of each row, for example 1 / (labelled positions of its client).
-        bias: As in :func:`frozen_head_losses`.
-        transform: As in :func:`frozen_head_losses`.
-
-    Returns:
-        A scalar.
-    """
-    losses = frozen_head_losses(hidden, head, targets, bias=bias, transform=transform)
-    return (losses * weights.to(losses.dtype)).sum()
-
-
 @torch.no_grad()
 def frozen_head_scores(
     hidden: Tensor,

@@ -7,7 +7,6 @@ never a mean of means, and clients with few rows weigh what they should.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
@@ -45,26 +44,6 @@ class Counts:
     def accuracy(self) -> float:
         """Share of correct rows in [0, 1]; NaN when there are no rows."""
         return self.correct / self.total if self.total else math.nan
-
-    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson's score interval of the accuracy.
-
-        Args:
-            confidence: Two-sided coverage, in (0, 1).
-
-        Returns:
-            Lower and upper end in [0, 1]; (0, 1) when there are no rows.
-
-        Source:
-            Wilson 1927, Probable inference, the law of succession, and statistical inference.
-        """
-        if not self.total:
-            return 0.0, 1.0
-        z = NormalDist().inv_cdf((1 + confidence) / 2)
-        spread = z * z / self.total
-        centre = (self.accuracy + spread / 2) / (1 + spread)
-        half = math.sqrt(spread * (self.accuracy * (1 - self.accuracy) + spread / 4)) / (1 + spread)
-        return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def pooled(parts: Sequence[Counts]) -> Counts:

@@ -8,7 +8,6 @@ from torch.nn import functional
 from fedllm_flwr.models import loss
 from fedllm_flwr.models.loss import (
     LogitTransform,
-    frozen_head_loss,
     frozen_head_losses,
     frozen_head_scores,
 )
@@ -47,7 +46,7 @@ TRANSFORMS = [
 @settings(deadline=None, max_examples=30)
 def test_equals_torch_cross_entropy(rows: int, vocabulary: int, how: LogitTransform) -> None:
     hidden, head, targets, weights, bias = problem(rows, 16, vocabulary)
-    ours = frozen_head_loss(hidden, head, targets, weights, bias=bias, transform=how)
+    ours = (frozen_head_losses(hidden, head, targets, bias=bias, transform=how) * weights).sum()
     theirs = (plain(hidden, head, targets, bias, how) * weights).sum()
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     (own_gradient,) = torch.autograd.grad(ours, hidden)
@@ -57,10 +56,10 @@ def test_equals_torch_cross_entropy(rows: int, vocabulary: int, how: LogitTransf
 
 def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, head, targets, weights, _ = problem(50, 8, 100)
-    whole = frozen_head_loss(hidden, head, targets, weights)
+    whole = (frozen_head_losses(hidden, head, targets) * weights).sum()
     (gradient,) = torch.autograd.grad(whole, hidden)
     monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * 100 * 7)  # 7 rows at a time, the last chunk has 1
-    pieces = frozen_head_loss(hidden, head, targets, weights)
+    pieces = (frozen_head_losses(hidden, head, targets) * weights).sum()
     (gradient_of_pieces,) = torch.autograd.grad(pieces, hidden)
     torch.testing.assert_close(pieces, whole, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient_of_pieces, gradient, rtol=1e-6, atol=1e-7)

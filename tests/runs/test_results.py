@@ -170,3 +170,14 @@ def test_an_interval_holds_the_fraction_and_mirrors(total: int, data: st.DataObj
     low, high = wilson_interval(correct, total)
     assert 0 <= low <= correct / total <= high <= 1
     assert wilson_interval(total - correct, total) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+def test_the_interval_matches_the_published_example() -> None:
+    # Newcombe 1998, Statistics in Medicine 17, table I: 81 of 263, Wilson score 0.2553 to 0.3662.
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_holds_the_fraction(counts: tuple[int, int]) -> None:
+    low, high = wilson_interval(*counts)
+    assert 0 <= low <= counts[0] / counts[1] <= high <= 1

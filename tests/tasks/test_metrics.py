@@ -2,7 +2,6 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from fedllm_flwr.errors import ShapeError
@@ -27,27 +26,12 @@ def test_the_pooled_accuracy_is_not_the_mean_of_accuracies():
 def test_no_rows_give_no_figure():
     assert math.isnan(Counts().accuracy)
     assert accuracies([Counts(), Counts(1, 2)]) == [0.5]
-    assert Counts().interval() == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("counts", [(-1, 3), (4, 3)])
 def test_impossible_counts_are_refused(counts):
     with pytest.raises(ShapeError, match=r"^counts: expected 0 <= correct <= total, got"):
         Counts(*counts)
-
-
-def test_the_interval_matches_the_published_example():
-    # Newcombe 1998, Statistics in Medicine 17, table I: 81 of 263, Wilson score 0.2553 to 0.3662.
-    low, high = Counts(81, 263).interval()
-    assert (low, high) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
-
-
-@given(COUNTS, st.floats(0.5, 0.999))
-def test_the_interval_holds_the_accuracy(counts, confidence):
-    low, high = counts.interval(confidence)
-    assert 0 <= low <= high <= 1
-    if counts.total:
-        assert low - 1e-12 <= counts.accuracy <= high + 1e-12
 
 
 def test_count_correct_compares_rows():
