@@ -105,11 +105,13 @@ class _FrozenHeadLosses(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if wants_gradient else None
         for rows in _chunks(hidden, head):
             logits = _logits(hidden[rows], head, bias, transform)
-            normaliser = logits.logsumexp(1)
-            losses[rows] = normaliser - _pick(logits, targets[rows])
-            if gradient is not None:
-                slope = _slope(logits, normaliser, targets[rows], transform)
-                torch.mm(slope.to(head.dtype), head, out=gradient[rows])
+            right = _pick(logits, targets[rows])
+            if gradient is None:
+                losses[rows] = logits.logsumexp(1) - right
+                continue
+            normaliser, slope = _slope(logits, targets[rows], transform)
+            losses[rows] = normaliser - right
+            torch.mm(slope.to(head.dtype), head, out=gradient[rows])
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return losses
@@ -145,15 +147,19 @@ def _pick(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(1, targets[:, None]).squeeze(1)
 
 
-def _slope(
-    logits: Tensor, normaliser: Tensor, targets: Tensor, transform: LogitTransform
-) -> Tensor:
-    """Gradient of the loss by h W^T: softmax minus one-hot, through the transform; overwrites logits where it can."""
+def _slope(logits: Tensor, targets: Tensor, transform: LogitTransform) -> tuple[Tensor, Tensor]:
+    """The logarithm of the softmax's denominator [n], and the gradient of the loss by h W^T, which overwrites logits.
+
+    The gradient is softmax minus one-hot, through the transform; both come of one exponential.
+    """
     bend = 1 - (logits / transform.softcap) ** 2 if transform.softcap else None
-    slope = logits.sub_(normaliser[:, None]).exp_()
+    highest = logits.amax(1, keepdim=True)
+    slope = logits.sub_(highest).exp_()
+    total = slope.sum(1, keepdim=True)
+    slope.div_(total)
     slope[torch.arange(len(targets), device=targets.device), targets] -= 1
     if bend is not None:
         slope *= bend
     if transform.scale != 1.0:
         slope *= transform.scale
-    return slope
+    return (total.log_() + highest).squeeze(1), slope
