@@ -41,6 +41,20 @@ from strategies.observer import Checkpointed
 settings.register_profile("quick", max_examples=33, deadline=None)
 settings.load_profile("quick")
 
+LONG = ("simulation", "slow")
+"""Marks of tests that take long, the longest first."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where files are dealt to workers, the long ones first, so that none is left for one worker at the end."""
+    if not hasattr(config, "workerinput"):
+        return
+    ranks: dict[Path, int] = {}
+    for item in items:
+        rank = next((n for n, mark in enumerate(LONG) if item.get_closest_marker(mark)), len(LONG))
+        ranks[item.path] = min(rank, ranks.get(item.path, rank))
+    items.sort(key=lambda item: ranks[item.path])
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
