@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import settings
 
-from fedllm_flwr import records
+from fedllm_flwr import actions, records
 from fedllm_flwr.averaging import dense, product_of
 from fedllm_flwr.client_app import app
 from fedllm_flwr.compose import compose_run
@@ -73,6 +73,18 @@ def smoke(tmp_path: Path) -> Callable[..., RunConfig]:
         return compose_run(["experiment=smoke", f"out_dir={tmp_path / 'run'}", *overrides]).config
 
     return composed
+
+
+@pytest.fixture
+def act(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Do an action; returns standard output."""
+
+    def done(*overrides: str) -> str:
+        capsys.readouterr()
+        assert actions.act(compose_run(overrides), overrides) == 0
+        return capsys.readouterr().out
+
+    return done
 
 
 MICRO = (
