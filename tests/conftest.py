@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from io import StringIO
 from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -19,6 +20,7 @@ from flwr.app import Context, Message
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import settings
+from matplotlib.figure import Figure
 
 from fedllm_flwr import actions, records
 from fedllm_flwr.averaging import dense, product_of
@@ -28,7 +30,7 @@ from fedllm_flwr.config import RunConfig
 from fedllm_flwr.core import open_or_create
 from fedllm_flwr.journal import Journal
 from fedllm_flwr.loopback import LoopbackGrid
-from fedllm_flwr.runs import checkpoints
+from fedllm_flwr.runs import charts, checkpoints
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.progress import Progress
 from fedllm_flwr.seeding import derive_seed
@@ -63,6 +65,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def charts_undrawn() -> Iterator[None]:
+    """Reports with empty charts: drawing takes more than half of a tiny run. Tests in ``runs`` have them drawn."""
+
+    def empty(figure: Figure, name: str, title: str) -> str:
+        return f"<svg id={quoteattr(name)}><title>{escape(title)}</title></svg>"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "inline_svg", empty)
+        yield
 
 
 @pytest.fixture
