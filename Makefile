@@ -42,7 +42,7 @@ floors:
 	$(BIN)/lint-imports
 
 tests:
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deployment"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not deployment"
 
 deployment-tests: setup
 	$(BIN)/python -m pytest -m deployment

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from io import StringIO
 from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -19,8 +20,9 @@ from flwr.app import Context, Message
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import settings
+from matplotlib.figure import Figure
 
-from fedllm_flwr import records
+from fedllm_flwr import actions, records
 from fedllm_flwr.averaging import dense, product_of
 from fedllm_flwr.client_app import app
 from fedllm_flwr.compose import compose_run
@@ -28,7 +30,7 @@ from fedllm_flwr.config import RunConfig
 from fedllm_flwr.core import open_or_create
 from fedllm_flwr.journal import Journal
 from fedllm_flwr.loopback import LoopbackGrid
-from fedllm_flwr.runs import checkpoints
+from fedllm_flwr.runs import charts, checkpoints
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.runs.progress import Progress
 from fedllm_flwr.seeding import derive_seed
@@ -41,6 +43,20 @@ from strategies.observer import Checkpointed
 settings.register_profile("quick", max_examples=33, deadline=None)
 settings.load_profile("quick")
 
+LONG = ("simulation", "slow")
+"""Marks of tests that take long, the longest first."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where files are dealt to workers, the long ones first, so that none is left for one worker at the end."""
+    if not hasattr(config, "workerinput"):
+        return
+    ranks: dict[Path, int] = {}
+    for item in items:
+        rank = next((n for n, mark in enumerate(LONG) if item.get_closest_marker(mark)), len(LONG))
+        ranks[item.path] = min(rank, ranks.get(item.path, rank))
+    items.sort(key=lambda item: ranks[item.path])
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
@@ -51,6 +67,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def charts_undrawn() -> Iterator[None]:
+    """Reports with empty charts: drawing takes more than half of a tiny run. Tests in ``runs`` have them drawn."""
+
+    def empty(figure: Figure, name: str, title: str) -> str:
+        return f"<svg id={quoteattr(name)}><title>{escape(title)}</title></svg>"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "inline_svg", empty)
+        yield
+
+
 @pytest.fixture
 def smoke(tmp_path: Path) -> Callable[..., RunConfig]:
     """The smoke experiment with overrides, into the test's own folder."""
@@ -59,6 +87,18 @@ def smoke(tmp_path: Path) -> Callable[..., RunConfig]:
         return compose_run(["experiment=smoke", f"out_dir={tmp_path / 'run'}", *overrides]).config
 
     return composed
+
+
+@pytest.fixture
+def act(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Do an action; returns standard output."""
+
+    def done(*overrides: str) -> str:
+        capsys.readouterr()
+        assert actions.act(compose_run(overrides), overrides) == 0
+        return capsys.readouterr().out
+
+    return done
 
 
 MICRO = (

@@ -37,18 +37,6 @@ def unfinished(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.fixture
-def act(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Do an action; returns standard output."""
-
-    def done(*overrides: str) -> str:
-        capsys.readouterr()
-        assert actions.act(compose_run(overrides), overrides) == 0
-        return capsys.readouterr().out
-
-    return done
-
-
 def sha(path: Path) -> str:
     return RunDirectory.open(path).summary()["adapter_sha256"]
 

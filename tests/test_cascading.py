@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from fedllm_flwr import actions
 from fedllm_flwr.compose import compose_run
 from fedllm_flwr.errors import ConfigError, RunStoppedError
 from fedllm_flwr.tiers import Tier
@@ -16,18 +15,6 @@ TIERS = (
     "price_in:0.1,price_out:0.1,rho:0},{name:large,members:[{model:tiny}]}]"
 )
 SMALL = ("experiment=smoke", "task.validation_rows=20", "task.test_rows=24", TIERS)
-
-
-@pytest.fixture
-def act(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Do an action; returns standard output."""
-
-    def done(*overrides: str) -> str:
-        capsys.readouterr()
-        assert actions.act(compose_run(overrides), overrides) == 0
-        return capsys.readouterr().out
-
-    return done
 
 
 def test_a_chain_leaves_a_recording_whose_replay_prints_the_same(

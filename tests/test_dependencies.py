@@ -38,6 +38,7 @@ def pins() -> dict[str, Version]:
     return {canonicalize_name(name): Version(version) for name, version in parts}
 
 
+@cache
 def closure() -> dict[str, list[tuple[str, Requirement]]]:
     """Every distribution that the declared ones bring, by name, with who asks for what version of it."""
     asked: dict[str, list[tuple[str, Requirement]]] = {}

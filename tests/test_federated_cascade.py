@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord
 
-from fedllm_flwr import actions
 from fedllm_flwr.compose import compose_run
 from fedllm_flwr.errors import ConfigError, RunStoppedError
 from fedllm_flwr.federated_cascade import federate, tiers_override
@@ -19,18 +18,6 @@ TIERS = (
     "price_in:0.1,price_out:0.1,rho:0},{name:large,members:[{model:tiny}]}]"
 )
 SMALL = ("experiment=smoke", "task.validation_rows=20", "task.test_rows=24", TIERS)
-
-
-@pytest.fixture
-def act(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Do an action; returns standard output."""
-
-    def done(*overrides: str) -> str:
-        capsys.readouterr()
-        assert actions.act(compose_run(overrides), overrides) == 0
-        return capsys.readouterr().out
-
-    return done
 
 
 def test_clients_queries_cost_and_score_what_the_same_chain_does_in_one_place(

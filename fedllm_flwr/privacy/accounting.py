@@ -18,8 +18,11 @@ import math
 from fedllm_flwr.errors import ConfigError
 
 FINEST_GRID = 1e-4
-GRID_SHARE = 1e-5
-"""Spacing of the privacy loss grid, as a share of a first bound of ε: the cost grows with ε over the spacing."""
+GRID_SHARES = (1e-5, 1e-3)
+"""Least and largest spacing of the privacy loss grid, as shares of a first bound of ε: the cost grows with ε over the
+spacing."""
+GRID_ERROR = 2e-5
+"""Share of ε that rounding to the grid may add, about: each release adds something like the square of the spacing."""
 ORDERS = (*range(2, 65), 128, 256, 512, 1024)
 """Of Rényi divergences. For whole orders the sampled Gaussian's is a finite sum, for others a series that may fail."""
 
@@ -75,9 +78,15 @@ def sum_epsilon(
 
     event = PoissonSampledDpEvent(sampling_rate, GaussianDpEvent(noise_multiplier))
     first = sum_rdp_epsilon(noise_multiplier, releases, delta, sampling_rate)
-    grid = max(FINEST_GRID, GRID_SHARE * first)
-    exact = PLDAccountant(value_discretization_interval=grid).compose(event, releases)
+    accountant = PLDAccountant(value_discretization_interval=_grid(first, releases))
+    exact = accountant.compose(event, releases)
     return min(first, float(exact.get_epsilon(delta)))
+
+
+def _grid(bound: float, releases: int) -> float:
+    """The spacing of the grid for so many releases, whose ε is at most a bound."""
+    least, largest = (share * bound for share in GRID_SHARES)
+    return max(FINEST_GRID, least, min(largest, math.sqrt(GRID_ERROR * bound / releases)))
 
 
 def sum_rdp_epsilon(

@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 from fedllm_flwr.errors import ConfigError
 from fedllm_flwr.privacy import (
+    accounting,
     fixed_size_epsilon,
     single_release_epsilon,
     sum_epsilon,
@@ -132,6 +133,16 @@ def test_opacus_agrees_by_privacy_random_variables(
     assert estimate == pytest.approx(ours, abs=1e-3)
     assert lower <= ours <= upper
     assert upper - estimate < 2 * error
+
+
+@pytest.mark.parametrize(("sigma", "releases", "rate"), [(0.8, 8, 0.5), (3.0, 300, 0.3)])
+def test_a_grid_for_the_case_adds_next_to_nothing_to_the_finest(
+    sigma: float, releases: int, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = sum_epsilon(sigma, releases, DELTA, rate)
+    monkeypatch.setattr(accounting, "GRID_SHARES", (0.0, 0.0))
+    finest = sum_epsilon(sigma, releases, DELTA, rate)
+    assert finest < found < finest * (1 + accounting.GRID_ERROR)
 
 
 def test_renyi_divergences_bound_what_is_tight() -> None:

@@ -1,12 +1,13 @@
 """Run directories with figures that a person can check by hand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedllm_flwr.runs import charts, rendering
 from fedllm_flwr.runs.directory import RunDirectory
 
 ACCURACY = (0.375, 0.5, 0.75, 0.875, 0.9375)
@@ -22,6 +23,15 @@ BASELINES = (
     {"name": "local_only", "accuracy": 0.8125, "loss": 0.8, "learning_rate": 1e-3},
     {"name": "centralised", "accuracy": 0.953125, "loss": 0.22, "learning_rate": 5e-4},
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def charts_drawn(charts_undrawn: None) -> Iterator[None]:
+    """Reports as users get them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "inline_svg", rendering.inline_svg)
+        yield
+
 
 MakeRun = Callable[..., RunDirectory]
 

@@ -42,6 +42,7 @@ class Terminal:
             MARK: self.mark,
             "OMP_NUM_THREADS": "1",
             "PYTHONWARNINGS": "ignore",
+            "RAY_worker_niceness": "0",  # 15 unless it is said: on a busy machine its workers starve
         }
 
     def type(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
