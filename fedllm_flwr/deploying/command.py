@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fedllm_flwr.actions import cascade_at_clients, run_experiment, show_run
+from fedllm_flwr.actions import run_experiment, show_run
+from fedllm_flwr.cascade_actions import cascade_at_clients
 from fedllm_flwr.compose import Composed, compose_run
 from fedllm_flwr.core import default_out_dir
 from fedllm_flwr.deploying.keys import ServerFiles
