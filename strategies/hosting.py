@@ -47,6 +47,7 @@ class Hosting:
         self._nodes: dict[int, int] = {}
         self._seen: set[int] = set()
         self._refused: dict[int, str] = {}
+        self._errors: set[str] = set()
         self._given_up: set[int] = set()
         self._num_partitions = 0
         self._is_settled = False
@@ -128,7 +129,7 @@ class Hosting:
 
     def _complaints(self) -> str:
         """What was wrong with the nodes that are left out."""
-        return "".join(f"; {reason}" for reason in sorted(set(self._refused.values())))
+        return "".join(f"; {reason}" for reason in sorted({*self._refused.values(), *self._errors}))
 
     def _ask(self, present: Iterable[int]) -> None:
         """Ask the nodes for their places; those that fail to answer are asked again soon."""
@@ -146,9 +147,11 @@ class Hosting:
         said: dict[int, tuple[int, int]] = {}
         answered = set[int]()
         before, self._refused = self._refused, {}
+        self._errors = set()
         for reply in self.grid.send_and_receive(messages, timeout=QUERY_TIMEOUT_SECONDS):
             self._count("query", "uplink", reply)
             if reply.has_error():
+                self._errors.add(f"a node did not say who it is: {reply.error.reason}")
                 self._note(f"a node did not say who it is: {reply.error.reason}")
                 continue
             node_id = reply.metadata.src_node_id

@@ -151,7 +151,11 @@ def test_a_node_that_answers_with_an_error_is_told_and_asked_again(
     hosting = host(edge_grid(2, client_app=fails_first), 5.0)
     hosting.refresh()
     assert hosting.num_nodes == 2
-    assert log.notes == ["a node did not say who it is: ClientApp stopped responding."] * 2
+    said = "a node did not say who it is: ClientApp stopped responding."
+    assert log.notes == [said] * 2
+    failures = 10**9
+    with pytest.raises(RunStoppedError, match=rf"missing partition-id \[1\]; {said}$"):
+        host(edge_grid(2, client_app=fails_first)).refresh()
 
 
 def test_two_nodes_that_claim_one_place_are_told(grid_of: Fixture, host: Fixture, log: Log) -> None:
