@@ -74,7 +74,8 @@ def run(grid: Grid, config: RunConfig, out_dir: str | Path) -> dict[str, Any]:
         saved = checkpoints.latest(directory.checkpoints, journal.note)
         journal.resume(saved.server_round if saved else -1)
         try:
-            hosting.refresh()
+            clients = range(config.partition.num_clients if saved else 0)  # none: all nodes
+            hosting.refresh(clients, config.strategy.enough(len(clients)))
             if config.unlearning.shards and saved is None:
                 again = partial(run, grid)
                 train_shards(config, directory, hosting, again, task_kind(config))

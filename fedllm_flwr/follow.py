@@ -38,10 +38,15 @@ class Follower:
         """Give the terminal back."""
         self._progress.__exit__(kind, error, traceback)
 
-    def look(self) -> None:
-        """Show what has been written since the last look; a resumed run replaces the file first."""
+    def look(self) -> bool:
+        """Show what has been written since the last look; a resumed run replaces the file first.
+
+        Returns:
+            Whether there was anything.
+        """
         if not self._metrics.exists():
-            return
+            return False
+        is_new = False
         with self._metrics.open("rb") as lines:
             size, file = lines.seek(0, 2), os.fstat(lines.fileno()).st_ino
             if size < self._offset or (self._file and file != self._file):
@@ -53,6 +58,8 @@ class Follower:
                     break
                 self._offset += len(line)
                 self._show(json.loads(line))
+                is_new = True
+        return is_new
 
     def finished(self, summary: dict[str, Any]) -> None:
         """Show the final figures."""

@@ -39,7 +39,12 @@ from fedllm_flwr.settings.runtime import (
 PROJECT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.5
 FIRST_STATUS_SECONDS, LAST_STATUS_SECONDS = 15.0, 120.0
-ENDED = ("completed", "failed", "stopped")
+SILENCE_SECONDS, LAST_WORDS_SECONDS = 900.0, 60.0
+"""How long a SuperLink may be away, which a run with ``--isolation process`` survives; and once the run directory says
+how the run ended."""
+COMMAND_SECONDS = 120.0
+"""Of a question to Flower: it does not always give up by itself."""
+ENDED, UNKNOWN = ("completed", "failed", "stopped"), "unknown"
 CONNECTION = "fedllm"
 
 Core = Callable[[Grid, RunConfig, str], dict[str, Any]]
@@ -219,8 +224,7 @@ def _flower(
         try:
             status = _until_ended(link, connection, run_id, out_dir, follower)
         except KeyboardInterrupt:
-            subprocess.run([tool("flwr"), "stop", run_id, connection], env=link.environment, cwd=link.home,
-                           capture_output=True, check=False)  # fmt: skip
+            _ask_flower(link, "stop", run_id, connection)
             raise
         follower.look()
         summary = _summary(out_dir)
@@ -248,21 +252,46 @@ def _flower_log(config: RunConfig, link: SuperLink, connection: str, run_id: str
 def _until_ended(
     link: SuperLink, connection: str, run_id: str, out_dir: Path, follower: Follower
 ) -> str:
-    """Follow a run until Flower says that it has ended; ask ever more rarely, because ``flwr ls`` costs CPU seconds."""
+    """Follow a run until Flower says that it has ended; ask ever more rarely, because ``flwr ls`` costs CPU seconds.
+
+    Raises:
+        RunStoppedError: The SuperLink has not answered for long, and the run directory has not grown or told an end.
+    """
     pause = FIRST_STATUS_SECONDS
-    next_question = time.monotonic() + pause
+    last_sign = time.monotonic()
+    next_question = last_sign + pause
     was_over = False
     while True:
-        follower.look()
+        if follower.look():
+            last_sign = time.monotonic()
         over = _summary(out_dir) is not None or follower.has_stopped
         if (over and not was_over) or time.monotonic() >= next_question:
             status = _status(link, connection, run_id)
             if status in ENDED:
                 return status
+            if status != UNKNOWN:
+                last_sign = time.monotonic()
+            elif over and time.monotonic() - last_sign > LAST_WORDS_SECONDS:
+                return "completed"
+            elif time.monotonic() - last_sign > SILENCE_SECONDS:
+                raise RunStoppedError(
+                    f"the SuperLink of connection {connection} has not answered for {SILENCE_SECONDS:g} s, and the run "
+                    f"has not gone on; when it is back: fedllm action=resume run={out_dir}"
+                )
             pause = POLL_SECONDS if over else min(2 * pause, LAST_STATUS_SECONDS)
             next_question = time.monotonic() + pause
         was_over = over
         time.sleep(POLL_SECONDS)
+
+
+def _ask_flower(link: SuperLink, *words: str) -> str:
+    """What a ``flwr`` command prints; nothing if it takes too long."""
+    try:
+        shown = subprocess.run([tool("flwr"), *words], env=link.environment, cwd=link.home, capture_output=True,
+                               text=True, check=False, timeout=COMMAND_SECONDS)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return ""
+    return shown.stdout + shown.stderr
 
 
 def _run_id(stdout: str, stderr: str) -> str:
@@ -282,15 +311,12 @@ def _status(link: SuperLink, connection: str, run_id: str) -> str:
     """``flwr ls``'s word for the run: starting, running, completed, failed or stopped."""
     if link.process is not None and link.process.poll() is not None:
         return "failed"
-    command = [tool("flwr"), "ls", connection, "--run-id", run_id, "--format", "json"]
-    shown = subprocess.run(
-        command, env=link.environment, cwd=link.home, capture_output=True, text=True, check=False
-    )
+    shown = _ask_flower(link, "ls", connection, "--run-id", run_id, "--format", "json")
     try:
-        runs = json.loads(shown.stdout)["runs"]
+        runs = json.JSONDecoder().raw_decode(shown[shown.index("{") :])[0]["runs"]
         return str(runs[0]["status"]).rpartition(":")[2]
     except (ValueError, KeyError, IndexError):
-        return "unknown"
+        return UNKNOWN
 
 
 def _summary(out_dir: Path) -> dict[str, Any] | None:
@@ -308,8 +334,7 @@ def _why(link: SuperLink, connection: str, run_id: str, out_dir: Path, status: s
         for event in reversed(directory.records("event")):
             if event["text"].startswith("stopped: "):
                 return event["text"].removeprefix("stopped: ") + hint
-    shown = subprocess.run([tool("flwr"), "log", run_id, connection, "--show"], env=link.environment, cwd=link.home,
-                           capture_output=True, text=True, check=False)  # fmt: skip
-    lines = [line.strip() for line in (shown.stdout + shown.stderr).splitlines() if line.strip()]
+    shown = _ask_flower(link, "log", run_id, connection, "--show")
+    lines = [line.strip() for line in shown.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line] or lines[-5:]
     return f"the run {status} under Flower: {' | '.join(errors[-3:])}"

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from fedllm_flwr import records
 from fedllm_flwr.errors import RunStoppedError, WireError
-from strategies.hosting import Hosting
+from strategies.hosting import ABSENT, Hosting
 
 ERROR_UNKNOWN = 0
 """Flower's code for a dead simulation actor: it stays in the pool and swallows every later message."""
@@ -80,7 +80,7 @@ def messages_for(
     clients_per_wave: int,
     server_round: int,
 ) -> list[Message]:
-    """One message per wave and node.
+    """One message per wave and node, and one to nobody for the clients whose node is not there.
 
     Args:
         hosting: Which node hosts which client.
@@ -129,7 +129,8 @@ def stream(
         count: The byte ledger.
     """
     deadline = time.monotonic() + timeout_seconds
-    for _, wave in groupby(messages, key=lambda m: m.metadata.group_id):
+    there = (m for m in messages if m.metadata.dst_node_id != ABSENT)
+    for _, wave in groupby(there, key=lambda m: m.metadata.group_id):
         sent = list(wave)
         left = deadline - time.monotonic()
         if left <= 0:
@@ -162,13 +163,20 @@ def by_client(messages: Sequence[Message], replies: Iterable[Message]) -> Iterat
     if isinstance(replies, list):
         replies = sorted(replies, key=lambda r: r.metadata.group_id)
     asked: dict[str, list[tuple[Message, list[int]]]] = {}
+    absent: list[int] = []
     for message in messages:
-        asked.setdefault(message.metadata.group_id, []).append((message, _asked(message)))
+        if message.metadata.dst_node_id == ABSENT:
+            absent += _asked(message)
+        else:
+            asked.setdefault(message.metadata.group_id, []).append((message, _asked(message)))
     waiting = {p for wave in asked.values() for _, clients in wave for p in clients}
     for sent, answers in _waves(asked, replies):
         yield from _of_wave(sent, answers, waiting)
-    for partition_id in sorted(waiting):
-        yield ClientReply(partition_id, {}, {}, "no reply before the deadline")
+    for partition_id in sorted([*waiting, *absent]):
+        reason = (
+            "no reply before the deadline" if partition_id in waiting else "its node is not there"
+        )
+        yield ClientReply(partition_id, {}, {}, reason)
 
 
 Asked = list[tuple[Message, list[int]]]

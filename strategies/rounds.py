@@ -6,7 +6,6 @@ order, so a strategy also runs under Flower's.
 """
 
 import json
-import math
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -114,7 +113,7 @@ class RoundStrategy(FederatedMethod):
                 figures["losses"].append((record["loss"], record["num_examples"]))
             self.observer.client(record)
             del reply  # or its node's whole answer would stay while the next wave trains
-        if figures["good"] < math.ceil(self.config.strategy.min_fraction * len(figures["cohort"])):
+        if figures["good"] < self.config.strategy.enough(len(figures["cohort"])):
             self._left_to_train = left
             return None, None
         self._left_to_train = []
@@ -218,7 +217,7 @@ class RoundStrategy(FederatedMethod):
 
         Raises:
             TooFewRepliesError: Too few clients answered, several times over. The last checkpoint is intact.
-            RunStoppedError: A simulation worker died. The last checkpoint is intact.
+            RunStoppedError: A simulation worker died, or too few clients have a node. The last checkpoint is intact.
 
         The run ends early, and as it should, before the round that the privacy budget does not allow.
         """
@@ -237,7 +236,8 @@ class RoundStrategy(FederatedMethod):
             if self.privacy.is_spent():
                 break
             began = time.monotonic()
-            self.hosting.refresh()
+            enough = self.config.strategy.enough(len(self.partition_ids))
+            self.hosting.refresh(self.partition_ids, enough)
             metrics = self._train_until_enough(grid, server_round, seconds)
             result.train_metrics_clientapp[server_round] = metrics
             losses = {"train_loss": metrics["train-loss"]} if "train-loss" in metrics else {}
@@ -259,23 +259,22 @@ class RoundStrategy(FederatedMethod):
 
     def _train_until_enough(self, grid: Grid, server_round: int, seconds: float) -> MetricRecord:
         """One round, retried for the clients that failed until enough of the cohort is good."""
-        empty = ConfigRecord()
+        empty, wanted = ConfigRecord(), self.config.strategy
         self._left_to_train = []
-        for attempt in range(self.config.strategy.max_retries + 1):
+        for attempt in range(wanted.max_retries + 1):
             messages = self.configure_train(server_round, self.arrays(), empty, grid)
+            needed = wanted.enough(len(self._round_figures["cohort"]))
             if attempt == 0:
                 self.observer.started(server_round, self._round_figures["cohort"])
             replies = stream(grid, messages, seconds, self.observer.count)
             _, metrics = self.aggregate_train(server_round, replies)
             if metrics is not None:
                 return metrics
-            self.hosting.refresh()
+            self.hosting.refresh(self._left_to_train, needed - self._round_figures["good"])
         cohort = self._round_figures["cohort"]
         raise TooFewRepliesError(
             f"round {server_round}: {self._round_figures['good']} of {len(cohort)} clients gave a good reply "
-            f"in {self.config.strategy.max_retries + 1} attempts; "
-            f"strategy.min_fraction={self.config.strategy.min_fraction} asks for "
-            f"{math.ceil(self.config.strategy.min_fraction * len(cohort))}"
+            f"in {wanted.max_retries + 1} attempts; strategy.min_fraction={wanted.min_fraction} asks for {needed}"
         )
 
     def _complete(

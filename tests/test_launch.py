@@ -159,6 +159,69 @@ def test_completed_without_a_summary_is_not_success(
         launch.launch(config, [], link)
 
 
+GONE = "Connection refused"
+
+
+def test_a_superlink_that_is_gone_ends_the_wait_and_says_how_to_go_on(
+    flower: FakeFlower, link: Any, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "SILENCE_SECONDS", 0.3)
+    left(config, finished=False)
+    flower.answers(ls=GONE)
+    expected = rf"connection {launch.CONNECTION} has not answered for 0\.3 s.*: fedllm action=resume run=.*a run$"
+    with pytest.raises(RunStoppedError, match=expected):
+        launch.launch(config, [], link)
+
+
+def test_a_superlink_that_comes_back_is_listened_to(
+    flower: FakeFlower, link: Any, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "SILENCE_SECONDS", 60.0)
+    flower.answers(ls=GONE)
+    ask = launch._ask_flower
+    asked: list[str] = []
+
+    def counted(*words: Any) -> str:
+        asked.append(words[1])
+        if len(asked) == 3:
+            left(config)
+            flower.answers(ls={"runs": [{"status": "finished:completed"}]})
+        return ask(*words)
+
+    monkeypatch.setattr(launch, "_ask_flower", counted)
+    assert launch.launch(config, [], link) == {"accuracy": 0.5}
+    assert asked == ["ls"] * 3
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_of_a_run_that_ended_the_directory_has_the_last_word_if_the_superlink_is_gone(
+    finished: bool, flower: FakeFlower, link: Any, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "LAST_WORDS_SECONDS", 0.1)
+    flower.answers(ls=GONE)
+    ask = launch._ask_flower
+
+    def ended(*words: Any) -> str:
+        if not (Path(config.out_dir) / "manifest.json").exists():
+            left(config, finished=finished, text="" if finished else "stopped: too few")
+        return ask(*words)
+
+    monkeypatch.setattr(launch, "_ask_flower", ended)
+    if finished:
+        assert launch.launch(config, [], link) == {"accuracy": 0.5}
+    else:
+        with pytest.raises(RunStoppedError, match=r"^too few; to go on: fedllm action=resume"):
+            launch.launch(config, [], link)
+
+
+def test_a_command_of_flowers_that_hangs_is_given_up(
+    flower: FakeFlower, link: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "COMMAND_SECONDS", 0.2)
+    (flower.folder / "flwr").write_text("#!/bin/sh\nexec sleep 60\n")
+    assert launch._status(link, launch.CONNECTION, "7") == launch.UNKNOWN
+
+
 @pytest.mark.parametrize(
     ("answer", "match"),
     [

@@ -64,6 +64,10 @@ class StrategyConfig:
             f"strategy.server_momentum: expected in [0, 1) (-1 = the optimizer's default), got {self.server_momentum}",
         )
 
+    def enough(self, clients: int) -> int:
+        """How many of so many clients must give a good reply."""
+        return math.ceil(self.min_fraction * clients)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FairnessConfig:

@@ -1,6 +1,5 @@
 """Settings of means that a minority of lying clients can move only so far."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -114,7 +113,7 @@ def _check_krum(run: Run) -> None:
     """Hold the smallest number of answers that a round accepts against what Krum needs."""
     robust, strategy = run.robust, run.strategy
     cohort = cohort_size(run.partition.num_clients, strategy.cohort_fraction)
-    fewest = math.ceil(strategy.min_fraction * cohort)
+    fewest = strategy.enough(cohort)
     needed = 2 * robust.num_attackers + 3
     require(
         fewest >= needed,

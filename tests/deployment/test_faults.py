@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,62 @@ def test_a_node_that_answers_after_the_deadline_counts_for_nothing(
     assert {f["partition_id"] for f in played.run.records("failure")} == {1}
     assert all("no reply" in reason for reason in reasons)
     assert played.run.records("round")[-1]["round"] == 3
+
+
+@pytest.fixture(scope="module")
+def leaving_grid(edge_grid: Fixture) -> Fixture:
+    """Nodes of which one is gone for good once a number of training messages have been sent."""
+
+    class Leaving(edge_grid):  # type: ignore[misc, valid-type]
+        def __init__(self, gone: int, after: int) -> None:
+            super().__init__(4)
+            self.gone, self.after = gone, after
+
+        def get_node_ids(self) -> list[int]:
+            trained = sum(m.metadata.message_type == records.TRAIN for m in self.sent)
+            here = super().get_node_ids()
+            return [n for n in here if n != self.gone] if trained >= self.after else here
+
+    return Leaving
+
+
+@pytest.mark.parametrize("method", ["fedlora", "fedprompt", "fedresprompt", "fedgrass"])
+def test_a_node_that_leaves_for_good_is_waited_for_once_and_its_clients_are_named(
+    method: str, micro: Fixture, play: Fixture, leaving_grid: Fixture
+) -> None:
+    config = micro("runtime.num_nodes=4", "runtime.node_wait_seconds=0.5", f"method={method}")
+    played = play(config, grid=leaving_grid(1001, 4), splits=("test",))
+    failures = played.run.records("failure")
+    assert {(f["round"], f["partition_id"]) for f in failures} == {(2, 1), (3, 1)}
+    assert all("its node is not there" in f["reason"] for f in failures)
+    assert [e["text"] for e in played.run.records("event")] == [
+        "nodes: waited 0.5 s for partition-id [1]; the run goes on without clients 1"
+    ]
+    assert [r["round"] for r in played.run.records("round")] == [0, 1, 2, 3]
+
+
+def test_a_node_whose_clients_are_needed_stops_the_run_and_a_resume_needs_no_more_than_a_round(
+    tmp_path: Path, smoke: Fixture, leaving_grid: Fixture
+) -> None:
+    config = replace(
+        small(tmp_path / "run", smoke), runtime=smoke("runtime.node_wait_seconds=0.5").runtime
+    )
+    for leaver, fraction, ends in ((1000, 1.0, False), (1000, 0.5, True)):
+        needing = replace(config, strategy=replace(config.strategy, min_fraction=fraction))
+        place = tmp_path / f"{fraction}"
+        grid = leaving_grid(leaver, 2)
+        grid.contexts = {n: c for n, c in grid.contexts.items() if n < 1002}
+        for context in grid.contexts.values():
+            context.node_config["num-partitions"] = 2
+        if ends:
+            assert run(grid, needing, place)["dropped_replies"] > 0
+        else:
+            with pytest.raises(
+                RunStoppedError, match=r"1 of 2 places are taken, missing partition-id \[0\]"
+            ):
+                run(grid, needing, place)
+            with pytest.raises(RunStoppedError, match="missing"):
+                run(grid, needing, place)
 
 
 def small(out_dir: Path, compose: Fixture) -> Any:

@@ -22,7 +22,7 @@ from fedllm_flwr.launch import SuperLink
 from fedllm_flwr.processes import free_port, tool
 from fedllm_flwr.runs.directory import RunDirectory
 
-pytestmark = [pytest.mark.deployment, pytest.mark.slow]
+pytestmark = [pytest.mark.deployment, pytest.mark.slow, pytest.mark.timeout(3600)]
 PATIENCE_SECONDS = 300
 """A refused node says so within seconds; a busy machine takes its time to start one."""
 
@@ -97,7 +97,6 @@ def final(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return run.summary(), arrays
 
 
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_network_gives_the_loopback_runs_final_figures(
     method: str, network: Network, tmp_path: Path

@@ -77,6 +77,23 @@ def test_every_client_is_asked_once_on_its_node_in_its_wave(
     assert [c.partition_id for c in collected(hosting, messages)] == clients
 
 
+def test_clients_whose_node_is_not_there_are_named_and_nothing_is_sent_for_them(
+    edge_grid: Fixture,
+) -> None:
+    grid = edge_grid(3, client_app=echo)
+    hosting = Hosting(grid, 0.1, print, lambda *_: None)
+    hosting.refresh()
+    grid.get_node_ids = lambda: [1000, 1002]
+    hosting.refresh(range(9), 6)
+    before = len(grid.sent)
+    found = collected(hosting, asking(hosting, range(9)))
+    missing = [c for c in found if c.error]
+    assert [c.partition_id for c in missing] == [1, 4, 7]
+    assert {c.error for c in missing} == {"its node is not there"}
+    assert sorted(c.partition_id for c in found) == list(range(9))
+    assert {m.metadata.dst_node_id for m in grid.sent[before:]} == {1000, 1002}
+
+
 def test_messages_share_one_array(hosting_on: Fixture) -> None:
     messages = asking(hosting_on(4), range(20))
     assert len(messages) == 20

@@ -1,15 +1,17 @@
 """Nodes are faked at the transport's edge: which ids a grid lists, and what they answer to ``query.describe``."""
 
+import re
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Error, Message, RecordDict
 
 from fedllm_flwr import records
 from fedllm_flwr.client_app import app
-from fedllm_flwr.errors import RunStoppedError, WireError
-from strategies.hosting import Hosting
+from fedllm_flwr.errors import RunStoppedError
+from strategies.hosting import ABSENT, Hosting
 
 Fixture = Callable[..., Any]
 
@@ -149,7 +151,11 @@ def test_a_node_that_answers_with_an_error_is_told_and_asked_again(
     hosting = host(edge_grid(2, client_app=fails_first), 5.0)
     hosting.refresh()
     assert hosting.num_nodes == 2
-    assert log.notes == ["a node did not say who it is: ClientApp stopped responding."] * 2
+    said = "a node did not say who it is: ClientApp stopped responding."
+    assert log.notes == [said] * 2
+    failures = 10**9
+    with pytest.raises(RunStoppedError, match=rf"missing partition-id \[1\]; {said}$"):
+        host(edge_grid(2, client_app=fails_first)).refresh()
 
 
 def test_two_nodes_that_claim_one_place_are_told(grid_of: Fixture, host: Fixture, log: Log) -> None:
@@ -162,22 +168,57 @@ def test_two_nodes_that_claim_one_place_are_told(grid_of: Fixture, host: Fixture
 
 
 @pytest.mark.parametrize("place", [-1, 2])
-def test_an_impossible_place_is_refused(place: int, edge_grid: Fixture, host: Fixture) -> None:
+def test_a_node_of_an_impossible_place_is_named_and_left_out(
+    place: int, edge_grid: Fixture, host: Fixture, log: Log
+) -> None:
     grid = edge_grid(2, client_app=saying(partition_id=place))
-    with pytest.raises(WireError, match=rf"expected partition-id in \[0, 2\), got {place}"):
+    said = rf"node 1000: expected partition-id in \[0, 2\), got {place}"
+    with pytest.raises(RunStoppedError, match=rf"0 of unknown places are taken.*; {said}"):
         host(grid).refresh()
+    assert len(log.notes) == 2
+    assert re.fullmatch(rf"{said}; it is left out", log.notes[0])
+    assert len(grid.sent) == 2, "not asked over and over"
 
 
-def test_nodes_must_agree_on_their_number(edge_grid: Fixture, host: Fixture) -> None:
-    def disagrees(message: Message, context: Context) -> Message:
+def numbers(*totals: int) -> Callable[[Message, Context], Message]:
+    """Nodes that disagree on how many they are."""
+
+    def answer(message: Message, context: Context) -> Message:
         place = int(context.node_config["partition-id"])
-        return saying(num_partitions=2 + place)(message, context)
+        return saying(num_partitions=totals[place])(message, context)
 
-    with pytest.raises(WireError, match=r"expected one num-partitions, got \[2, 3\]"):
-        host(edge_grid(2, client_app=disagrees)).refresh()
+    return answer
 
 
-def test_a_node_of_another_version_is_refused_and_both_are_shown(
+def test_of_nodes_that_disagree_on_their_number_most_are_right(
+    grid_of: Fixture, host: Fixture, log: Log
+) -> None:
+    hosting = host(grid_of([[1000, 1001], [1000, 1001, 1002]], 3, numbers(2, 2, 3)))
+    hosting.refresh()
+    assert log.notes == []
+    hosting.refresh()
+    assert [hosting.node_of(p) for p in range(2)] == [1000, 1001]
+    assert log.notes == ["node 1002: expected num-partitions 2, got 3; it is left out"]
+
+
+def test_a_number_that_the_run_began_with_stays(grid_of: Fixture, host: Fixture, log: Log) -> None:
+    hosting = host(grid_of([[1000], [1000, 1001, 1002]], 3, numbers(1, 3, 3)))
+    hosting.refresh()
+    hosting.refresh()
+    assert [hosting.node_of(p) for p in range(4)] == [1000] * 4
+    assert [note.split(";")[0] for note in log.notes] == [
+        f"node {n}: expected num-partitions 1, got 3" for n in (1001, 1002)
+    ]
+
+
+def test_nodes_of_which_no_half_is_larger_have_no_place(edge_grid: Fixture, host: Fixture) -> None:
+    with pytest.raises(
+        RunStoppedError, match=r"; nodes: expected one num-partitions, got \[2, 3\]"
+    ):
+        host(edge_grid(2, client_app=numbers(2, 3))).refresh()
+
+
+def test_a_node_of_another_version_is_left_out_and_both_are_shown(
     edge_grid: Fixture, host: Fixture
 ) -> None:
     def old(message: Message, context: Context) -> Message:
@@ -185,5 +226,73 @@ def test_a_node_of_another_version_is_refused_and_both_are_shown(
         reply.content[records.ANSWER]["package-version"] = "0.0.1"
         return reply
 
-    with pytest.raises(WireError, match=r"this side runs \S+, the other side 0\.0\.1"):
+    with pytest.raises(
+        RunStoppedError, match=r"node 1000: .*this side runs \S+, the other side 0\.0\.1"
+    ):
         host(edge_grid(1, client_app=old)).refresh()
+
+
+def lacks(name: str) -> Callable[[Message], Message]:
+    def spoiled(reply: Message) -> Message:
+        body, _ = records.read(reply, records.ANSWER)
+        body.pop(name)
+        return Message(records.answer(body, {}, "float32", 0), metadata=reply.metadata)  # type: ignore[call-overload]
+
+    return spoiled
+
+
+def empty(reply: Message) -> Message:
+    return Message(RecordDict(), metadata=reply.metadata)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("spoiled", [lacks("partition-id"), lacks("num-partitions"), empty])
+def test_a_malformed_answer_is_named_and_the_node_asked_again_when_its_place_is_missing(
+    spoiled: Callable[[Message], Message], edge_grid: Fixture, host: Fixture, log: Log
+) -> None:
+    answers = 0
+
+    def node(message: Message, context: Context) -> Message:
+        nonlocal answers
+        reply = app(message, context)
+        answers += context.node_config["partition-id"] == 1
+        return spoiled(reply) if context.node_config["partition-id"] == 1 and answers < 2 else reply
+
+    hosting = host(edge_grid(2, client_app=node))
+    hosting.refresh(range(4), 2)
+    assert [hosting.node_of(p) for p in range(4)] == [1000, ABSENT, 1000, ABSENT]
+    assert log.notes[0].startswith("node 1001: unreadable answer: ")
+    assert "the run goes on without clients 1, 3; node 1001: unreadable" in log.notes[1]
+    hosting.refresh(range(4), 2)
+    assert hosting.node_of(1) == 1001
+    assert log.notes[2:] == ["nodes: partition-id [1] is taken again"]
+
+
+def test_it_goes_on_without_a_node_if_enough_clients_have_one(
+    grid_of: Fixture, host: Fixture, log: Log
+) -> None:
+    hosting = host(grid_of([[1000, 1001, 1002]], 3))
+    hosting.refresh()
+    hosting.grid.lists = [[1001, 1002]]
+    with pytest.raises(
+        RunStoppedError, match=r"2 of 3 places are taken, missing partition-id \[0\]"
+    ):
+        hosting.refresh(range(6), 5)
+    hosting.refresh(range(6), 4)
+    assert log.notes == [
+        "nodes: waited 0.3 s for partition-id [0]; the run goes on without clients 0, 3"
+    ]
+    assert [hosting.node_of(p) for p in range(3)] == [ABSENT, 1001, 1002]
+    assert hosting.node_of(records.POOLED) == 1001
+    began = time.monotonic()
+    hosting.refresh(range(6), 4)
+    assert time.monotonic() - began < 0.3, "it does not wait for the place again"
+    hosting.grid.lists = [[1000, 1001, 1002]]
+    hosting.refresh(range(6), 4)
+    assert hosting.node_of(3) == 1000
+    assert log.notes[1:] == ["nodes: partition-id [0] is taken again"]
+
+
+def test_a_note_names_no_more_than_some_clients(grid_of: Fixture, host: Fixture, log: Log) -> None:
+    hosting = host(grid_of([[1000]], 2, saying()))
+    hosting.refresh(range(100), 50)
+    assert log.notes[0].endswith("clients " + ", ".join(map(str, range(1, 41, 2))) + " and 30 more")
