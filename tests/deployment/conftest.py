@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from fedllm_flwr.deploying.network import (
     HOST,
     LocalNetwork,
     connection_text,
+    daemon_command,
     superexec_command,
     superlink_command,
     supernode_command,
 )
 from fedllm_flwr.launch import CONNECTION
-from fedllm_flwr.processes import free_port, stop_tree, tool, wait_for_port
+from fedllm_flwr.processes import free_port, stop_tree, tool, wait_for, wait_for_port
 from fedllm_flwr.runs.directory import RunDirectory
 
 NODES = 3
@@ -37,8 +38,11 @@ SUPERVISED = ["bash", "-c", 'until "$@"; do sleep 5; done', "supervisor"]
 
 def kill_tree(process: subprocess.Popen[bytes] | psutil.Process) -> None:
     """What a power cut does: kill -9 for a process and everything that it started, parents first."""
-    root = psutil.Process(process.pid)
-    members = [root, *root.children(recursive=True)]
+    try:
+        root = psutil.Process(process.pid)
+        members = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
     for member in members:
         try:
             member.send_signal(signal.SIGKILL)
@@ -60,6 +64,8 @@ def until(what: str, found: Callable[[], Any], seconds: float = PATIENCE_SECONDS
 class Federation:
     """A SuperLink with TLS, ``--isolation process`` and a database, as docs/deployment.md starts it, and its nodes.
 
+    The nodes name one daemon, so that a message needs no import of torch where :meth:`start_daemon` was called.
+
     Args:
         folder: Keys, logs, database, Flower's home.
         num_nodes: Authenticated SuperNodes.
@@ -71,7 +77,7 @@ class Federation:
     typed: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.network = LocalNetwork(self.folder, self.num_nodes)
+        self.network = LocalNetwork(self.folder, self.num_nodes, asking=self.num_nodes)
         self.files = make_server_files(self.network.folder, [HOST, "localhost"])
         self.network.home.mkdir(parents=True)
         text = connection_text(self.network.address, self.files.authority)
@@ -93,8 +99,21 @@ class Federation:
     def start_superexec(self) -> None:
         self.start("superexec", superexec_command(self.files.authority, self.network.address))
 
+    def start_daemon(self) -> None:
+        self.serve_messages("daemon", daemon_command(self.network.socket), self.network.socket)
+
+    def serve_messages(self, name: str, command: list[str], socket: Path) -> None:
+        """Start what handles nodes' messages, and wait until it listens."""
+        process = self.start(name, command)
+        wait_for(socket.is_socket, process, self.log(name), "to listen")
+
     def start_node(
-        self, place: int, *options: str, name: str = "", through: str = "", **environment: str
+        self,
+        place: int,
+        *options: str,
+        name: str = "",
+        through: str = "",
+        asks: Path | None = None,
     ) -> None:
         """Start a place's node under a supervisor.
 
@@ -103,22 +122,24 @@ class Federation:
             options: Further ones of ``flower-supernode``.
             name: Whose key it has, made and registered the first time; default ``node-<place>``.
             through: The address that it connects to, if not the SuperLink's.
-            environment: Further variables.
+            asks: The socket that it hands its messages to, if not the daemon's.
         """
         name = name or f"node-{place}"
         key = self.folder / "keys" / name
         if not key.exists():
             self.network.register(make_node_key(key), name)
         address, facts = through or self.network.address, self.network.facts(place)
+        if asks is not None:
+            facts = replace(facts, daemon_socket=str(asks))
         command = supernode_command(self.files.authority, key, address, free_port(), facts)
         found = [tool(command[0]), *command[1:], *options]
-        self.start(name, [*SUPERVISED, *found], **environment)
+        self.start(name, [*SUPERVISED, *found])
 
-    def start(self, name: str, command: list[str], **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         program = command[0] if command[0] == "bash" else tool(command[0])
         with self.log(name).open("ab") as output:
             process = subprocess.Popen([program, *command[1:]], cwd=self.folder / "empty",
-                                       env=self.environment | environment, stdout=output, stderr=output,
+                                       env=self.environment, stdout=output, stderr=output,
                                        start_new_session=True)  # fmt: skip
         self.parts[name] = process
         return process
@@ -133,20 +154,23 @@ class Federation:
         return self.folder / "logs" / f"{name}.log"
 
     def server_app(self) -> psutil.Process | None:
-        """The ServerApp's process: a child of the superexec."""
-        try:
-            children = psutil.Process(self.parts["superexec"].pid).children(recursive=True)
-            found = [c for c in children if "flwr-serverapp" in " ".join(c.cmdline())]
-        except psutil.NoSuchProcess:
-            return None
-        return found[0] if found else None
+        """The ServerApp's process, the newest if there are several: a child of the superexec."""
+        found: list[psutil.Process] = []
+        for child in psutil.Process(self.parts["superexec"].pid).children(recursive=True):
+            with contextlib.suppress(
+                psutil.NoSuchProcess
+            ):  # also one that is dead and not yet buried
+                if "flwr-serverapp" in " ".join(child.cmdline()):
+                    found.append(child)
+        return max(found, key=lambda child: child.create_time(), default=None)
+
+    def begun(self) -> int:
+        """How many ServerApps have taken up their work; Flower starts one that dies before that once more."""
+        return self.log("superlink").read_text().count("Started task")
 
     @staticmethod
     def until(what: str, found: Callable[[], Any]) -> Any:
         return until(what, found)
-
-    def kill_server_app(self) -> None:
-        kill_tree(until("a ServerApp", self.server_app))
 
     def run(self, out_dir: Path, *settings: str) -> "Submitted":
         """Type ``fedllm`` for a run on this federation."""
@@ -170,6 +194,12 @@ class Federation:
         done = subprocess.run([tool("flwr"), *words], cwd=self.folder / "empty", env=self.environment,
                               capture_output=True, text=True, check=False)  # fmt: skip
         return done.stdout + done.stderr
+
+    def fedllm(self, *words: str) -> str:
+        """What a ``fedllm`` command prints."""
+        done = subprocess.run([sys.executable, "-m", "fedllm_flwr", *words], cwd=self.folder / "empty",
+                              env=self.environment, capture_output=True, text=True, check=True)  # fmt: skip
+        return done.stdout
 
     def runs(self) -> dict[str, str]:
         """Flower's word on every run, by run id."""
@@ -207,6 +237,10 @@ class Submitted:
 
         return until(what, alive)
 
+    def kill(self) -> None:
+        kill_tree(self.process)
+        self.process.wait()
+
     def said(self) -> str:
         return self.log.read_text(errors="replace")[-3000:]
 
@@ -237,8 +271,9 @@ def federation_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any
 
 @pytest.fixture(scope="module")
 def federation(federation_of: Callable[..., Any]) -> Iterator[Federation]:
-    """Three authenticated nodes that are up; whatever a test kills it brings back."""
+    """Three authenticated nodes and a daemon that are up; whatever a test kills it brings back."""
     with federation_of(NODES) as found:
+        found.start_daemon()
         for place in range(NODES):
             found.start_node(place)
         yield found

@@ -1,4 +1,4 @@
-"""What docs/deployment.md says of proxies and backups, done with a real SuperLink."""
+"""What docs/deployment.md says of proxies, signed apps and backups, done with a real SuperLink."""
 
 import contextlib
 import json
@@ -24,9 +24,14 @@ pytestmark = [
     pytest.mark.deployment,
     pytest.mark.slow,
     pytest.mark.timeout(3600),
-    pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed"),
 ]
+needs_nginx = pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed")
 LISTED = ("supernode", "list", CONNECTION, "--format", "json")
+TINY = (
+    "experiment=smoke", "num_rounds=1", "baselines=none", "partition=iid", "partition.num_clients=2",
+    "task.train_rows=16", "task.validation_rows=4", "task.test_rows=8", "client.local_epochs=0",
+    "client.local_steps=1", "client.batch_size=4", "runtime.device=cpu", "runtime.dtype=float32",
+)  # fmt: skip
 PAGE = (Path(fedllm_flwr.__file__).parents[1] / "docs" / "deployment.md").read_text()
 
 
@@ -55,8 +60,9 @@ def proxy_configuration(federation: Any, port: int) -> str:
 
 @pytest.fixture(scope="module")
 def proxied(federation_of: Any) -> Iterator[tuple[Any, str]]:
-    """A SuperLink behind the proxy, and the proxy's address."""
+    """A SuperLink behind the proxy, with a daemon for its node, and the proxy's address."""
     with federation_of(1) as found:
+        found.start_daemon()
         port = free_port()
         path = found.folder / "nginx.conf"
         path.write_text(proxy_configuration(found, port))
@@ -77,6 +83,7 @@ def status(federation: Any, url: str) -> int:
             return error.code
 
 
+@needs_nginx
 def test_nodes_join_through_the_proxy_and_strangers_reach_nothing_else(
     proxied: tuple[Any, str],
 ) -> None:
@@ -89,6 +96,43 @@ def test_nodes_join_through_the_proxy_and_strangers_reach_nothing_else(
     federation.until("the node to be online", lambda: "online" in federation.flwr(*LISTED))
 
 
+@needs_nginx
+def test_a_run_goes_through_the_proxy_and_flower_tells_of_it_what_its_status_tells(
+    proxied: tuple[Any, str], tmp_path: Path
+) -> None:
+    federation, proxy = proxied
+    if "node-0" not in federation.parts:
+        federation.start_node(0, through=proxy)
+    submitted = federation.run(tmp_path / "run", *TINY)
+    run = submitted.ended()
+    status = json.loads(federation.fedllm("action=status", f"run={run.path}"))
+    assert (status["state"], status["round"], status["dropped_replies"]) == ("finished", 1, 0)
+    (run_id,) = [n for n, word in federation.runs().items() if word == "finished:completed"]
+    log = federation.flwr("log", run_id, CONNECTION, "--show")
+    assert "round 1 of 1: 2 of 2 clients answered" in log
+    (accuracy,) = re.findall(r"finished: accuracy ([\d.]+)", log)
+    assert float(accuracy) == pytest.approx(status["accuracy"], abs=5e-4)
+    assert "raised an error" not in federation.log("daemon").read_text()
+
+
+def test_a_node_that_trusts_only_signed_apps_refuses_ours_and_is_named(
+    federation_of: Any, tmp_path: Path
+) -> None:
+    """Flower takes signatures from its Hub alone, so that such a node takes part in no run of a folder's app."""
+    with federation_of(1) as federation:
+        keys = tmp_path / "keys.yaml"
+        signer = tmp_path / "signer"
+        make = ["ssh-keygen", "-t", "ed25519", "-N", "", "-q", "-f", str(signer)]
+        subprocess.run(make, check=True)
+        keys.write_text(f"signer: {signer.with_suffix('.pub').read_text()}")
+        federation.start_node(0, "--trusted-entities", str(keys))
+        federation.until("the node to be online", lambda: "online" in federation.flwr(*LISTED))
+        submitted = federation.run(tmp_path / "run", *TINY, "runtime.node_wait_seconds=5")
+        submitted.ended(3)
+        assert "a node did not say who it is: The FAB could not be verified." in submitted.said()
+
+
+@needs_nginx
 @pytest.mark.skipif(not shutil.which("sqlite3"), reason="sqlite3 is not installed")
 def test_a_backup_that_was_made_while_it_ran_knows_the_nodes(proxied: tuple[Any, str]) -> None:
     federation, _ = proxied
