@@ -76,7 +76,6 @@ def overrides(cohort: int, *, clients: int, rounds: int) -> list[str]:
         "task.max_tokens=32",
         "partition.max_train_rows_per_client=3",
         f"runtime.num_nodes={NODES}",
-        "runtime.workers=2",
         f"num_rounds={rounds}",
         f"evaluate_every={rounds}",
         f"strategy.cohort_fraction={cohort / clients}",
