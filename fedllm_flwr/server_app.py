@@ -16,6 +16,7 @@ from fedllm_flwr.federated_cascade import ACTIONS, federate
 from fedllm_flwr.preflight import preflight
 from fedllm_flwr.runs.directory import RunDirectory
 from fedllm_flwr.settings.runtime import DATA_PATH_VARIABLE, MODEL_PATH_VARIABLE, RuntimeConfig
+from fedllm_flwr.unread import refuse_unread
 
 
 def make_app(project: Path | None = None) -> ServerApp:
@@ -62,6 +63,10 @@ def serve(grid: Grid, context: Context, project: Path | None) -> None:
         raise ConfigError(
             f"action={composed.action}: expected run, resume, {' or '.join(ACTIONS)} under Flower; fedllm does the rest"
         )
+    if (
+        named and composed.action == "run"
+    ):  # what `fedllm` submits names none, and was checked with its whole sweep
+        refuse_unread([config], overrides)
     preflight(config)
     run(grid, config, config.out_dir)
 

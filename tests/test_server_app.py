@@ -66,6 +66,16 @@ def test_a_wrong_run_config_is_one_clear_error(serve: Fixture) -> None:
         serve("nothing")
     with pytest.raises(ConfigError, match="num_rounds: expected int, got 'many'"):
         serve("smoke", "num_rounds=many")
+    with pytest.raises(ConfigError, match=r"client\.minimum_fraction: expected together with"):
+        serve("smoke", "client.schedule=constant", "client.minimum_fraction=0.2")
+
+
+def test_what_one_job_of_a_sweep_does_not_read_was_checked_where_it_was_typed(
+    serve: Fixture, tmp_path: Path
+) -> None:
+    words = ("client.schedule=constant", "client.minimum_fraction=0.2")
+    serve("", "experiment=smoke", *SMALL, *words, f"out_dir={tmp_path / 'run'}")
+    assert RunDirectory.open(tmp_path / "run").is_finished
 
 
 def test_a_file_is_named_by_the_environment_only(

@@ -29,6 +29,7 @@ from fedllm_flwr.errors import ConfigError, RunStoppedError
 from fedllm_flwr.federated_cascade import ACTIONS as AT_CLIENTS
 from fedllm_flwr.launch import CONNECTION, SuperLink
 from fedllm_flwr.project import find_project
+from fedllm_flwr.unread import refuse_unread
 from fedllm_flwr.words import Words
 
 REAL_HOST = "superlink.example.org"
@@ -68,6 +69,8 @@ def deploy(words: Sequence[str]) -> int:
                 f"deploy: action={composed.action}: expected one that clients take part in: run or "
                 f"{' or '.join(AT_CLIENTS)}"
             )
+        if composed.action == "run":
+            refuse_unread([config], settings)
         nodes = chosen.nodes or min(2, config.partition.num_clients)
         if nodes > config.partition.num_clients:
             raise ConfigError(

@@ -73,9 +73,8 @@ class TextKeys:
     """
 
     def __init__(self, backbone: Backbone, most_bytes: int = KEPT_BYTES) -> None:
-        self._backbone = weakref.proxy(
-            backbone
-        )  # which may be the key under which this object is kept
+        # weak, since it may be the key under which this object is kept
+        self._backbone = weakref.proxy(backbone)
         self._most_bytes = most_bytes
         self._held_bytes = 0
         self._kept: dict[tuple[int, ...], Layers] = {}

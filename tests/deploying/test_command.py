@@ -68,6 +68,15 @@ def test_the_real_commands_can_be_read_by_a_shell_and_are_not_insecure() -> None
         ),
         (["experiment=nothing"], "experiment: expected one of"),
         (
+            [
+                "experiment=smoke",
+                "baselines=none",
+                "client.schedule=constant",
+                "client.minimum_fraction=0.2",
+            ],
+            "client.minimum_fraction: expected together with",
+        ),
+        (
             ["experiment=smoke", "baselines=all"],
             "baselines.centralised=true and runtime=deployment",
         ),
